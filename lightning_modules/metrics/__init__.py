@@ -1,0 +1,1 @@
+"""Measurements of round trips, a file a question."""

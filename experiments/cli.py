@@ -1,0 +1,194 @@
+"""The command ``keyveil``: training is LightningCLI's four verbs; the rest is one function a verb."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+TRAINING = ("fit", "validate", "test", "predict")
+
+
+def fit() -> None:
+    """Train a method: --config METHOD.yaml --config DATA.yaml --config TRAINER.yaml (see `keyveil fit --help`)."""
+
+
+def validate() -> None:
+    """Measure a checkpoint on the validation people: as fit, with --ckpt_path FILE."""
+
+
+def test() -> None:
+    """Measure a checkpoint on the test people: as fit, with --ckpt_path FILE."""
+
+
+def predict() -> None:
+    """Anonymize a data set with a checkpoint: as fit, with --ckpt_path FILE."""
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Run LightningCLI: a method, a data set and a trainer, each from a YAML file and the command line."""
+    from lightning.pytorch import LightningDataModule
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    from lightning_modules.anonymizer import ReversibleAnonymizer
+    from lightning_modules.callbacks import RoundTripGrid, RoundTripMetrics
+
+    class KeyveilCLI(LightningCLI):
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            """Checkpoints, metrics and grids belong to every run; each is a key of its own in the files."""
+            parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+            parser.add_lightning_class_args(RoundTripMetrics, "metrics")
+            parser.add_lightning_class_args(RoundTripGrid, "grid")
+            parser.link_arguments(
+                "trainer.default_root_dir",
+                "checkpoint.dirpath",
+                lambda root: f"{root or 'runs/unnamed'}/checkpoints",
+            )
+            parser.set_defaults(
+                {
+                    "checkpoint.filename": "step-{step}",
+                    "checkpoint.auto_insert_metric_name": False,
+                    "checkpoint.every_n_train_steps": 500,  # training steps: only the generator's optimizer counts
+                    "checkpoint.save_top_k": 1,
+                    "checkpoint.monitor": "step",
+                    "checkpoint.mode": "max",
+                    "checkpoint.save_last": True,
+                    "checkpoint.enable_version_counter": False,
+                }
+            )
+
+    KeyveilCLI(
+        ReversibleAnonymizer,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        # Plain "omegaconf" resolves ${…} inside one file only; with "+" method, data and trainer files see each other.
+        parser_kwargs={verb: {"parser_mode": "omegaconf+", "exit_on_error": False} for verb in TRAINING},
+        save_config_kwargs={"overwrite": True},
+        args=list(arguments),
+    )
+
+
+def verbs() -> dict[str, Any]:
+    """Every verb: its function, or a group of them."""
+    from experiments import benchmark, compare, convert, data, generator, judges, weights
+
+    return {
+        "fit": fit,
+        "validate": validate,
+        "test": test,
+        "predict": predict,
+        "compare": compare.compare,
+        "benchmark": benchmark.benchmark,
+        "weights": {
+            "_help": "Frozen networks by card, and our own trained weights.",
+            "list": weights.list_cards,
+            "fetch": weights.fetch,
+            "verify": weights.verify,
+            "path": weights.path,
+            "convert": convert.convert,
+            "export": weights_export,
+        },
+        "judges": {
+            "_help": "The recognisers that only measure.",
+            "verify": judges.lfw_view2,
+            "calibrate": judges.calibrate_all,
+        },
+        "data": {"_help": "Faces and their labels.", "label": data.label},
+        "generator": {
+            "_help": "The frozen generator and its preview head.",
+            "sample": generator.sample,
+            "fit-preview": generator.fit_preview,
+        },
+    }
+
+
+def weights_export(checkpoint: str, out: str, note: str = "") -> None:
+    """Turn a training checkpoint into a small safetensors file (fp16, trained parts only).
+
+    Args:
+        checkpoint: A .ckpt of `keyveil fit`.
+        out: The .safetensors file to write.
+        note: How it was made: config, data, hardware.
+    """
+    from pathlib import Path
+
+    from lightning_modules.trained import export
+
+    export(Path(checkpoint), Path(out), note)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; a caller's mistake ends in one sentence on standard error and exit code 1.
+
+    ``KEYVEIL_DEBUG=1`` shows the traceback instead.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*(num_workers|TypedStorage|sync_dist|log_every_n_steps).*")
+            return _run(arguments)
+    except KeyboardInterrupt:
+        print("stopped; start the same command again to go on", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get("KEYVEIL_DEBUG") or not _told(error):
+            raise
+        from experiments.build import one_sentence
+
+        print(f"error: {one_sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in TRAINING:
+        train(arguments)
+        return 0
+    if arguments[:1] == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"keyveil {version('keyveil')}")
+        return 0
+    if arguments[:1] == ["weights"] and arguments[1:2] in (
+        ["fetch"],
+        ["verify"],
+    ):  # names may follow as plain words
+        options = [word for word in arguments[2:] if word.startswith("-")]
+        names = [word for word in arguments[2:] if not word.startswith("-")]
+        arguments = [*arguments[:2], *options, *([f"--names=[{','.join(names)}]"] if names else [])]
+    from jsonargparse import auto_cli
+
+    code = auto_cli(
+        verbs(),
+        args=arguments or ["--help"],
+        prog="keyveil",
+        description="Reversible, keyed face anonymization: train, compare, and use on photos.",
+        exit_on_error=False,
+    )
+    return code if isinstance(code, int) else 0
+
+
+def _told(error: Exception) -> bool:
+    """Whether this is a caller's mistake or a missing thing, told in its own sentence, rather than our bug."""
+    from jsonargparse import ArgumentError
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from lightning_modules.weights import WeightsError
+
+    kinds: tuple[type[Exception], ...] = (
+        ValueError,
+        OSError,
+        WeightsError,
+        ArgumentError,
+        MisconfigurationException,
+    )
+    return isinstance(error, kinds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

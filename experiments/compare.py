@@ -1,0 +1,493 @@
+"""``keyveil compare``: every method on every data set, from saved files alone, into one table.
+
+The run folder holds ``faces/DATA/METHOD/LEG/SAMPLE.png`` (what was saved, and what was recovered from it), one file
+of figures for each finished pair under ``parts/``, and from those ``results.jsonl``, ``table.md``, ``report.html`` and
+``grid.png``. A run that is started again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from datamodules.batch import FaceBatch, face_batch
+from datamodules.detection import default_detector
+from experiments.build import build, read_yaml
+from experiments.report import write_report
+from lightning_modules.anonymizer import ReversibleAnonymizer, RoundTrip, resize
+from lightning_modules.calibration import load_calibration
+from lightning_modules.carriers import decode, encode
+from lightning_modules.keys import Cost, Header, KeyRing, Secret, stretch
+from lightning_modules.metrics.identity import IdentityScores
+from lightning_modules.metrics.measured import RoundTripMetric
+from lightning_modules.metrics.recovery import PictureQuality
+from lightning_modules.metrics.utility import FacesDetected
+from lightning_modules.protocol import Figure, append_results
+from lightning_modules.trained import load_trained, read_notes, weights_hash
+from lightning_modules.weights import WeightsError
+
+SUFFIX = {"png": ".png", "half": ".png", "noise1": ".png", "webp80": ".webp"}  # the JPEG qualities: .jpg
+
+
+@dataclasses.dataclass
+class Comparison:
+    """What one table compares; the keys of a file under ``configs/compare/``.
+
+    Attributes:
+        methods: Row name → ``class_path`` and ``init_args``, or ``config`` (a file under ``configs/method/``) with
+            ``init_args`` over it; and ``weights`` (checkpoint, safetensors or card) for what was trained.
+        data: Data set name → datamodule; with ``optional: true`` it is left out, and said, where it cannot be found.
+        judges: Judge name → class. None may be a loss network of a method.
+        size: Pixels at which pictures are compared.
+        faces: Test faces of each data set.
+        carriers: File formats between the two verbs.
+        batch_size: Faces at a time.
+        seed: Where keys and wrong keys come from.
+        allow_loss_judges: Accept a judge that is a loss network of a method.
+    """
+
+    methods: dict[str, dict[str, Any]]
+    data: dict[str, dict[str, Any]]
+    judges: dict[str, dict[str, Any]]
+    size: int = 128
+    faces: int = 64
+    carriers: list[str] = dataclasses.field(default_factory=lambda: ["png"])
+    batch_size: int = 8
+    seed: int = 0
+    allow_loss_judges: bool = False
+
+    @classmethod
+    def read(cls, path: Path) -> Comparison:
+        """Read a file.
+
+        Raises:
+            ValueError: If a key is unknown or missing.
+        """
+        found, known = read_yaml(path), [f.name for f in dataclasses.fields(cls)]
+        if unknown := sorted(set(found) - set(known)):
+            raise ValueError(f"{path}: unknown key {unknown[0]!r}; a comparison knows {', '.join(known)}")
+        if missing := sorted({"methods", "data", "judges"} - set(found)):
+            raise ValueError(f"{path}: the key {missing[0]!r} is missing")
+        return cls(**found)
+
+
+def compare(config: Path, out: Path | None = None, fresh: bool = False, dry_run: bool = False) -> int:
+    """Run every method on every data set and write one table.
+
+    Args:
+        config: A file under configs/compare/.
+        out: Run folder; by default runs/compare/NAME.
+        fresh: Start over instead of going on where an earlier run stopped.
+        dry_run: Say what would run, and stop.
+
+    Returns:
+        The exit code: 1 if a method failed (the others are in the table all the same).
+    """
+    console = Console(stderr=True)
+    plan = Comparison.read(config)
+    out = out or Path("runs/compare") / config.stem
+    if dry_run:
+        for data in plan.data:
+            for name in plan.methods:
+                console.print(
+                    f"{data}: {name}, {plan.faces} faces at {plan.size} px, carriers {', '.join(plan.carriers)}"
+                )
+        return 0
+    if fresh and out.exists():
+        shutil.rmtree(out)
+    run = _Run(plan, config, out, console)
+    run.all_pairs()
+    run.finish()
+    return 1 if run.failures else 0
+
+
+class _Run:
+    """One comparison under way."""
+
+    def __init__(self, plan: Comparison, config: Path, out: Path, console: Console) -> None:
+        self.plan, self.config, self.out, self.console = plan, config, out, console
+        self.started = time.time()
+        self.judges = {name: build(object, spec, f"judge {name!r}") for name, spec in plan.judges.items()}
+        self.thresholds = {name: load_calibration(judge) for name, judge in self.judges.items()}
+        self.rows: list[dict[str, Any]] = []
+        self.failures: list[dict[str, str]] = []
+        self.left_out: list[str] = []
+        (out / "parts").mkdir(parents=True, exist_ok=True)
+
+    def all_pairs(self) -> None:
+        """Walk data sets and methods; a failure ends one pair, not the run."""
+        plan = self.plan
+        with Progress(console=self.console) as progress:
+            task = progress.add_task("compare", total=len(plan.data) * len(plan.methods))
+            for data, spec in plan.data.items():
+                try:
+                    datamodule, batches = self._faces(data, dict(spec))
+                except (FileNotFoundError, WeightsError) as error:
+                    if not spec.get("optional"):
+                        raise
+                    self.left_out.append(f"{data}: {error}")
+                    self.console.print(f"[yellow]left out[/] {data}: {error}", soft_wrap=True)
+                    progress.advance(task, len(plan.methods))
+                    continue
+                for name in plan.methods:
+                    progress.update(task, description=f"{data} · {name}")
+                    try:
+                        self._pair(data, name, datamodule, batches)
+                    except Exception as error:  # one row is lost, the others are not
+                        if os.environ.get("KEYVEIL_DEBUG"):
+                            raise
+                        why = " ".join(str(error).split()) or type(error).__name__
+                        self.failures.append({"method": name, "data": data, "why": why})
+                        self.console.print(f"[bold red]failed[/] {name} on {data}: {why}", soft_wrap=True)
+                    progress.advance(task)
+
+    def _faces(self, data: str, spec: dict[str, Any]) -> tuple[L.LightningDataModule, list[FaceBatch]]:
+        """The test faces, at the comparison's size, in batches; the originals are also written out to look at."""
+        spec.pop("optional", None)
+        datamodule = build(L.LightningDataModule, spec, f"data {data!r}")
+        datamodule.prepare_data()
+        datamodule.setup("test")
+        batches, count = [], 0
+        for batch in datamodule.test_dataloader():
+            keep = min(len(batch.image), self.plan.faces - count)
+            batches.append(FaceBatch(*(field[:keep] for field in batch)))
+            count += keep
+            if count == self.plan.faces:
+                break
+        whole = FaceBatch(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
+        whole = whole._replace(image=resize(whole.image, self.plan.size))
+        folder = self.out / "faces" / data / "original"
+        for image, sample in zip(whole.image, whole.sample, strict=True):
+            _write(folder / f"{int(sample):06d}.png", encode(image))
+        step = self.plan.batch_size
+        return datamodule, [
+            FaceBatch(*(field[i : i + step] for field in whole)) for i in range(0, len(whole.image), step)
+        ]
+
+    def _pair(self, data: str, name: str, datamodule: L.LightningDataModule, batches: list[FaceBatch]) -> None:
+        spec = method_spec(self.plan.methods[name])
+        fingerprint = self._fingerprint(data, name, spec)
+        part = self.out / "parts" / f"{data}--{_file_name(name)}.json"
+        if part.is_file() and (done := json.loads(part.read_text()))["fingerprint"] == fingerprint:
+            self.rows.append(done["row"])
+            return
+        L.seed_everything(self.plan.seed, workers=True, verbose=False)
+        method, notes = load_method(spec)
+        self._check_judges(method)
+        with torch.no_grad():
+            method.prepare(datamodule)
+        row = {
+            "method": name,
+            "data": data,
+            "weights": weights_hash(method),
+            "steps": notes.get("steps"),
+            "seconds": notes.get("seconds"),
+            "size": method.size,
+            "faces": sum(len(b.image) for b in batches),
+            "note": self.plan.methods[name].get("note", ""),
+        }
+        common = {
+            "method": name,
+            "data": data,
+            "config": self.config.as_posix(),
+            "commit": commit(),
+            "weights": row["weights"],
+            "seed": self.plan.seed,
+            "steps": row["steps"],
+            "seconds": row["seconds"],
+            "size": method.size,
+            "faces": row["faces"],
+        }
+        figures = []
+        for carrier in self.plan.carriers:
+            figures += self._measure(data, name, method, batches, carrier)
+        figures = [dataclasses.replace(figure, **common) for figure in figures]
+        self.rows.append(row)
+        lines = [json.loads(figure.to_json()) for figure in figures]
+        _write(part, json.dumps({"fingerprint": fingerprint, "row": row, "figures": lines}).encode())
+
+    def _measure(
+        self, data: str, name: str, method: ReversibleAnonymizer, batches: list[FaceBatch], carrier: str
+    ) -> list[Figure]:
+        """Hide the faces into files, open the files with header and secret alone, and judge what is in the files."""
+        folder = self.out / "faces" / data / (_file_name(name) if carrier == "png" else f"{_file_name(name)}@{carrier}")
+        shutil.rmtree(folder, ignore_errors=True)
+        secret = Secret(f"keyveil comparison {self.plan.seed}")
+        began = time.perf_counter()
+        hide_into(folder, method, batches, secret, self.plan.seed, carrier)
+        hidden = time.perf_counter()
+        if method.reversible:
+            recover_from(folder, method, secret)
+        opened = time.perf_counter()
+        near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
+        metrics: list[RoundTripMetric] = [PictureQuality(lpips=True, near_key=near)]
+        metrics += [IdentityScores(j, self.thresholds[n].threshold, near) for n, j in self.judges.items()]
+        if carrier == "png":
+            metrics.append(FacesDetected(default_detector()))
+        for batch in batches:
+            trip = _read_trip(folder, batch, self.plan.size)
+            for metric in metrics:
+                metric.update(trip)
+        figures = [figure for metric in metrics for figure in metric.figures()]
+        figures = [dataclasses.replace(f, carrier=carrier) for f in figures]
+        if carrier == "png":
+            faces = sum(len(b.image) for b in batches)
+            legs = 1 if method.key_spec.kind == "none" else 2
+            figures.append(
+                Figure(metric="images_per_s", value=legs * faces / (hidden - began), leg="anonymized", n=faces)
+            )
+            if method.reversible:
+                legs = 2 if method.key_spec.kind == "rotation" else 3
+                figures.append(
+                    Figure(
+                        metric="images_per_s",
+                        value=legs * faces / (opened - hidden),
+                        leg="recovered",
+                        n=faces,
+                    )
+                )
+            params = sum(p.numel() for p in method.parameters())
+            figures.append(Figure(metric="params", value=float(params), n=1, carrier=None, key=None))
+        return figures
+
+    def _check_judges(self, method: ReversibleAnonymizer) -> None:
+        for name, judge in self.judges.items():
+            if shared := sorted(method.loss_networks & judge.networks):
+                if self.plan.allow_loss_judges:
+                    continue
+                raise ValueError(
+                    f"judge {name!r} is a loss network of this method ({', '.join(shared)}); "
+                    "take another judge, or set allow_loss_judges"
+                )
+
+    def _fingerprint(self, data: str, name: str, spec: dict[str, Any]) -> str:
+        plan = dataclasses.asdict(self.plan)
+        weights = Path(str(spec.get("weights")))
+        told = {
+            **{key: plan[key] for key in ("size", "faces", "carriers", "seed", "judges")},
+            "data": plan["data"][data],
+            "method": spec,
+            "file": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None,
+            "commit": commit(),
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+    def finish(self) -> None:
+        """Put the parts together and write the report."""
+        results = self.out / "results.jsonl"
+        beside = results.with_name("results.jsonl.part")
+        beside.unlink(missing_ok=True)
+        for row in self.rows:
+            part = self.out / "parts" / f"{row['data']}--{_file_name(row['method'])}.json"
+            append_results(beside, [Figure(**line) for line in json.loads(part.read_text())["figures"]])
+        if self.rows:
+            os.replace(beside, results)
+        judges = [
+            {"name": name, "weights": judge.weights, **dataclasses.asdict(self.thresholds[name])}
+            for name, judge in self.judges.items()
+        ]
+        about = {
+            "name": self.config.stem,
+            "config": self.config.as_posix(),
+            "config_text": self.config.read_text(),
+            "commit": commit(),
+            "seed": self.plan.seed,
+            "size": self.plan.size,
+            "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started)),
+            "seconds": round(time.time() - self.started, 1),
+            "command": f"keyveil compare {self.config.as_posix()} --out {self.out.as_posix()}",
+            "versions": versions(),
+            "rows": self.rows,
+            "judges": judges,
+            "left_out": self.left_out,
+            "failures": self.failures,
+        }
+        _write(self.out / "run.json", json.dumps(about, indent=1).encode())
+        if self.rows:
+            write_report(self.out)
+            self.console.print((self.out / "table.md").read_text(), markup=False, soft_wrap=True)
+            self.console.print(f"report: {self.out / 'report.html'}", soft_wrap=True)
+
+
+# -- the two verbs, through files ----------------------------------------------------------------------------------
+
+
+def hide_into(
+    folder: Path,
+    method: ReversibleAnonymizer,
+    batches: list[FaceBatch],
+    secret: Secret,
+    seed: int,
+    carrier: str,
+) -> None:
+    """Anonymize faces into ``folder``: one file a face, and ``header.json``, which is all that recovery gets.
+
+    Faces are also hidden under a second key (``other/``), for diversity, and inverted where the method can.
+    """
+    salt = hashlib.sha256(f"keyveil comparison salt {seed}".encode()).digest()[:16]
+    header = Header(
+        method=type(method).__name__,
+        weights=weights_hash(method),
+        salt=salt,
+        nonce=bytes(16),
+        cost=Cost(1, 8192, 1),
+    )
+    keys = _key_ring(header, secret)
+    legs = (
+        {"anonymized": keys.right}
+        if method.key_spec.kind == "none"
+        else {"anonymized": keys.right, "other": keys.other}
+    )
+    for batch in batches:
+        face = method.fit_size(batch)
+        with torch.no_grad():
+            for leg, draw in legs.items():
+                _save(
+                    folder / leg,
+                    method.anonymize(face, _numbers(method, draw, batch.sample)),
+                    batch.sample,
+                    carrier,
+                )
+            inverted = method.invert(face)
+        if inverted is not None:
+            _save(folder / "inverted", inverted, batch.sample, "png")
+    described = {
+        "header": header.to_dict(),
+        "carrier": carrier,
+        "attributes": {int(s): a.tolist() for b in batches for s, a in zip(b.sample, b.attributes, strict=True)},
+    }
+    _write(folder / "header.json", json.dumps(described).encode())
+
+
+def recover_from(folder: Path, method: ReversibleAnonymizer, secret: Secret, batch_size: int = 8) -> None:
+    """Open the files of ``folder`` with the right key, a wrong one, and one that is nearly right.
+
+    It is given the folder, the method and the secret, and has no way to the originals.
+    """
+    described = json.loads((folder / "header.json").read_text())
+    keys = _key_ring(Header.from_dict(described["header"]), secret)
+    files = sorted((folder / "anonymized").iterdir())
+    for start in range(0, len(files), batch_size):
+        chunk = files[start : start + batch_size]
+        sample = torch.tensor([int(file.stem) for file in chunk])
+        image = torch.stack([resize(decode(file.read_bytes())[None], method.size)[0] for file in chunk])
+        attributes = torch.tensor([described["attributes"][str(int(s))] for s in sample])
+        face = face_batch(image, attributes=attributes.reshape(len(chunk), -1))
+        right = _numbers(method, keys.right, sample)
+        tried = {
+            "recovered": right,
+            "wrongly_recovered": _numbers(method, keys.wrong, sample),
+            "nearly_recovered": method.key_spec.one_off(right),
+        }
+        for leg, numbers in tried.items():
+            if numbers is not None:
+                with torch.no_grad():
+                    _save(folder / leg, method.recover(face, numbers), sample, "png")
+
+
+def _key_ring(header: Header, secret: Secret) -> KeyRing:
+    wrong = Secret("not the secret of this comparison")
+    return KeyRing(stretch(secret, header.salt, header.cost), stretch(wrong, header.salt, header.cost))
+
+
+def _numbers(method: ReversibleAnonymizer, draw: Any, sample: Tensor) -> Tensor:
+    return torch.stack([method.key_spec.numbers(draw(int(s))) for s in sample])
+
+
+def _save(folder: Path, images: Tensor, sample: Tensor, carrier: str) -> None:
+    for image, number in zip(images, sample, strict=True):
+        _write(folder / f"{int(number):06d}{SUFFIX.get(carrier, '.jpg')}", encode(image, carrier))
+
+
+def _read_trip(folder: Path, batch: FaceBatch, size: int) -> RoundTrip:
+    def leg(name: str) -> Tensor:
+        files = [next(iter(folder.glob(f"{name}/{int(s):06d}.*")), None) for s in batch.sample]
+        if any(file is None for file in files):
+            return batch.image.new_zeros((len(files), 0))
+        return torch.cat([resize(decode(file.read_bytes())[None], size) for file in files])
+
+    made = ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered", "inverted")
+    return RoundTrip(
+        original=batch.image,
+        identity=batch.identity,
+        sample=batch.sample,
+        mask=batch.mask,
+        **{name: leg(name) for name in made},
+    )
+
+
+# -- methods from YAML ---------------------------------------------------------------------------------------------
+
+
+def method_spec(entry: dict[str, Any]) -> dict[str, Any]:
+    """A row's entry as ``class_path``, ``init_args`` and ``weights``; ``config`` names a file to start from.
+
+    Raises:
+        ValueError: If a key is unknown.
+    """
+    known = ("config", "class_path", "init_args", "weights", "note")
+    if unknown := sorted(set(entry) - set(known)):
+        raise ValueError(f"unknown key {unknown[0]!r} of a method; it knows {', '.join(known)}")
+    spec = dict(read_yaml(Path(entry["config"]))["model"]) if "config" in entry else {}
+    spec.setdefault("class_path", entry.get("class_path"))
+    spec["init_args"] = {**spec.get("init_args", {}), **entry.get("init_args", {})}
+    return {**spec, "weights": entry.get("weights")}
+
+
+def load_method(spec: dict[str, Any]) -> tuple[ReversibleAnonymizer, dict[str, Any]]:
+    """The method in eval mode with its trained weights, and notes on how they were made (steps, seconds)."""
+    method = build(ReversibleAnonymizer, {k: spec[k] for k in ("class_path", "init_args")}, "method")
+    notes: dict[str, Any] = {}
+    if spec.get("weights"):
+        load_trained(method, spec["weights"])
+        notes = read_notes(spec["weights"])
+    return method.eval(), notes
+
+
+# -- provenance ----------------------------------------------------------------------------------------------------
+
+
+def commit() -> str:
+    """Short hash of the checkout that runs, ``+`` where files differ from it; empty outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        git = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    packages = ("keyveil", "torch", "lightning", "torchmetrics", "FrEIA", "onnxruntime")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write beside, then rename: a full disk leaves nothing half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        beside.write_bytes(data)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""What `keyveil benchmark` measures: every part of the package on random codes and pictures, ready to run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from datamodules.alignment import align, template
+from datamodules.detection import default_detector
+from datamodules.sources import read_picture
+from flows.conjugate import Conjugate
+from flows.coupling import KeyedCoupling
+from lightning_modules.ifadit.networks import AttributeEncoder
+from lightning_modules.judges import Dlib, FaceRes, Judge
+from lightning_modules.networks.recognizers import MobileFaceNet
+from lightning_modules.networks.stylegan import MobileStyleGAN
+from lightning_modules.sdn.networks import Decoder, Encoder, Factors
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is measured: a call on ``faces`` faces, and the networks in it.
+
+    Args:
+        run: The call.
+        faces: Faces it handles.
+        modules: Networks whose parameters count; empty where the part is none of ours.
+        torch: Whether its arithmetic runs in torch, where it can be counted.
+    """
+
+    run: Callable[[], object]
+    faces: int
+    modules: Sequence[nn.Module] = ()
+    torch: bool = True
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row of the table: how a piece of work is set up on a device, and the pixels of its pictures."""
+
+    build: Callable[[torch.device], Work]
+    size: int | None = None
+
+
+def _random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _generator(batch: int, size: int, preview: bool = False) -> Part:
+    def build(device: torch.device) -> Work:
+        generator = MobileStyleGAN().to(device)
+        w = generator.sample_w(_random(batch, 512).to(device))
+        if preview:
+            return Work(lambda: generator(w, size=size, preview=True), batch, [generator])
+        return Work(lambda: generator(w, size=size), batch, [generator])
+
+    return Part(build, size)
+
+
+def _flow(make: Callable[[], nn.Module], key: Callable[[int], torch.Tensor], inverse: bool, batch: int = 64) -> Part:
+    def build(device: torch.device) -> Work:
+        flow, z, numbers = make().to(device), _random(batch, 512).to(device), key(batch).to(device)
+        return Work(lambda: (flow.inverse if inverse else flow)(z, numbers), batch, [flow])
+
+    return Part(build)
+
+
+def _conjugate() -> Conjugate:
+    return Conjugate().fit_(_random(256, 512))
+
+
+def _rotations(batch: int) -> torch.Tensor:
+    return torch.linalg.qr(_random(batch, 128, 128))[0]
+
+
+def _network(make: Callable[[], nn.Module], size: int, batch: int) -> Part:
+    def build(device: torch.device) -> Work:
+        network, image = make().to(device).eval(), _random(batch, 3, size, size).clamp(-1, 1).to(device)
+        return Work(lambda: network(image), batch, [network])
+
+    return Part(build, size)
+
+
+def _sdn(size: int = 128, batch: int = 4) -> Part:
+    def build(device: torch.device) -> Work:
+        encoder, decoder, factors = (m.to(device).eval() for m in (Encoder(64), Decoder(64), Factors(64)))
+        image, bits = _random(batch, 3, size, size).to(device), _random(batch, 64).sign().to(device)
+        return Work(lambda: decoder(encoder(image), factors(bits, 1.0)), batch, [encoder, decoder, factors])
+
+    return Part(build, size)
+
+
+def _judge(make: Callable[[], Judge], torch_network: bool, batch: int = 4) -> Part:
+    def build(_: torch.device) -> Work:
+        judge, image = make(), _random(batch, 3, 256, 256).clamp(-1, 1)
+        modules = [judge.network] if torch_network else []
+        return Work(lambda: judge.embed(image), batch, modules, torch=torch_network)
+
+    return Part(build, 256)
+
+
+def _picture(folder: str) -> Path:
+    coarse = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    path = Path(folder) / "photo.jpg"
+    cv2.imwrite(str(path), cv2.resize(coarse, (250, 250), interpolation=cv2.INTER_CUBIC))
+    return path
+
+
+def _reading(size: int = 256) -> Part:
+    def build(_: torch.device) -> Work:
+        folder = tempfile.TemporaryDirectory(prefix="keyveil-")  # lives as long as the closure
+        points = template("ffhq", 180) + 35
+
+        def face() -> torch.Tensor:
+            crop, _ = align(read_picture(Path(folder.name) / "photo.jpg"), points, size)
+            return torch.from_numpy(crop).permute(2, 0, 1).float() / 127.5 - 1
+
+        _picture(folder.name)
+        return Work(face, 1, torch=False)
+
+    return Part(build, size)
+
+
+def _detection() -> Part:
+    def build(_: torch.device) -> Work:
+        with tempfile.TemporaryDirectory(prefix="keyveil-") as folder:
+            detector, picture = default_detector(), read_picture(_picture(folder))
+        return Work(lambda: detector.detect(picture), 1, torch=False)
+
+    return Part(build, 250)
+
+
+PARTS: dict[str, Part] = {
+    "generator": _generator(1, 1024),
+    "generator-x4": _generator(4, 1024),
+    "preview-256": _generator(1, 256, preview=True),
+    "preview-256-x4": _generator(4, 256, preview=True),
+    "preview-128-x4": _generator(4, 128, preview=True),
+    "identity-encoder-x8": _network(MobileFaceNet, 256, 8),
+    "attribute-encoder-x8": _network(lambda: AttributeEncoder(17), 256, 8),
+    "coupling-x64": _flow(KeyedCoupling, lambda n: _random(n, 512), inverse=False),
+    "coupling-inverse-x64": _flow(KeyedCoupling, lambda n: _random(n, 512), inverse=True),
+    "conjugate-x64": _flow(_conjugate, _rotations, inverse=False),
+    "sdn-x4": _sdn(),
+    "judge-dlib-x4": _judge(Dlib, torch_network=False),
+    "judge-faceres-x4": _judge(FaceRes, torch_network=True),
+    "read-and-align": _reading(),
+    "detect": _detection(),
+}
+"""Every part by its name; ``-x4`` handles four faces a call. The others are compared with the first."""

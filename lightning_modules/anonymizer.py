@@ -1,0 +1,171 @@
+"""The interface of every method: two verbs, ``anonymize`` and ``recover``, and the one evaluation step all share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import lightning as L
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from datamodules.batch import FaceBatch, face_batch
+from lightning_modules.carriers import through_file
+from lightning_modules.keys import KeyRing, KeySpec
+
+if TYPE_CHECKING:
+    from lightning import LightningDataModule
+
+Image = Float[Tensor, "batch 3 height width"]
+
+
+class RoundTrip(NamedTuple):
+    """What one method did to a batch of faces; all a metric may see.
+
+    Pictures are RGB in [-1, 1], ``(B, 3, H, W)``, decoded from the saved 8-bit file; an absent leg is ``(B, 0)``.
+
+    Attributes:
+        original: The faces as they came.
+        anonymized: Under the right key.
+        other: The same faces under a second, unrelated key.
+        recovered: From the anonymized file with the right key.
+        wrongly_recovered: From the anonymized file with a random wrong key.
+        nearly_recovered: With a key one bit off (cosine 0.9 for normal keys); absent where that is n/a.
+        inverted: The method's auto-encoding without any key, the upper bound of a recovery.
+        identity: Number of the person, ``(B,)`` int64.
+        sample: Number of the face in its data set, ``(B,)`` int64.
+        mask: Face region, ``(B, 1, H, W)``, or ``(B, 0)``.
+    """
+
+    original: Tensor
+    anonymized: Tensor
+    other: Tensor
+    recovered: Tensor
+    wrongly_recovered: Tensor
+    nearly_recovered: Tensor
+    inverted: Tensor
+    identity: Int[Tensor, " batch"]
+    sample: Int[Tensor, " batch"]
+    mask: Tensor
+
+
+def resize(image: Image, size: int) -> Image:
+    """Resize square pictures ``(B, 3, H, H)`` to ``size`` pixels, antialiased when shrinking."""
+    if image.shape[-1] == size:
+        return image
+    return F.interpolate(image, size=(size, size), mode="bilinear", antialias=True).clamp(-1, 1)
+
+
+class ReversibleAnonymizer(L.LightningModule):
+    """A method that hides faces under a key and, if it can, brings them back.
+
+    A method states its picture ``size`` in pixels, its ``key_spec``, whether it is ``reversible`` and the card names
+    of the networks its losses used (``loss_networks``), so that no such network is taken for its judge.
+    """
+
+    size: int
+    key_spec: KeySpec = KeySpec("none", 0)
+    reversible: bool = True
+    loss_networks: frozenset[str] = frozenset()
+
+    def anonymize(self, face: FaceBatch, key: Tensor) -> Image:
+        """Hide the faces under ``key``, one row a face; returns ``(B, 3, size, size)`` in [-1, 1]."""
+        raise TypeError(f"{type(self).__name__} must define anonymize(face, key)")
+
+    def recover(self, face: FaceBatch, key: Tensor) -> Image:
+        """Bring anonymized faces back under ``key``; returns ``(B, 3, size, size)`` in [-1, 1].
+
+        Raises:
+            ValueError: If the method is not reversible.
+        """
+        raise ValueError(f"{type(self).__name__} is not reversible; only the sealed original can be recovered")
+
+    def invert(self, face: FaceBatch) -> Image | None:
+        """Encode and decode without a key: the bound of any recovery. ``None`` where a method has none."""
+        return None
+
+    def prepare(self, datamodule: LightningDataModule) -> None:
+        """Collect what a method without training needs of the training faces (k-same's gallery)."""
+
+    def fit_size(self, face: FaceBatch) -> FaceBatch:
+        """The same batch with its pictures at this method's size."""
+        return face._replace(image=resize(face.image, self.size))
+
+    @torch.no_grad()
+    def round_trip(self, batch: FaceBatch, keys: KeyRing, carrier: str = "png") -> RoundTrip:
+        """Anonymize, save, and recover from the saved bytes alone, as every figure is measured.
+
+        Args:
+            batch: Faces of any size; pictures are compared at the size they came in.
+            keys: Where right, other and wrong keys come from.
+            carrier: Name of the file format between the two verbs (:mod:`lightning_modules.carriers`).
+        """
+        size, absent = batch.image.shape[-1], batch.image.new_zeros((len(batch.image), 0))
+        face = self.fit_size(batch)
+        right, other, wrong = (
+            torch.stack([self.key_spec.numbers(draw(int(sample))) for sample in batch.sample]).to(self.device)
+            for draw in (keys.right, keys.other, keys.wrong)
+        )
+        saved = through_file(self.anonymize(face, right), carrier)
+        received = face_batch(saved, attributes=face.attributes)  # nothing else of the original passes this line
+
+        def read(key: Tensor | None) -> Tensor:
+            if key is None or not self.reversible:
+                return absent
+            return resize(through_file(self.recover(received, key), "png"), size)
+
+        inverted = self.invert(face)
+        return RoundTrip(
+            original=batch.image,
+            anonymized=resize(saved, size),
+            other=resize(through_file(self.anonymize(face, other), carrier), size)
+            if self.key_spec.kind != "none"
+            else absent,
+            recovered=read(right),
+            wrongly_recovered=read(wrong),
+            nearly_recovered=read(self.key_spec.one_off(right)),
+            inverted=absent if inverted is None else resize(through_file(inverted, "png"), size),
+            identity=batch.identity,
+            sample=batch.sample,
+            mask=batch.mask,
+        )
+
+    def validation_step(self, batch: FaceBatch, batch_idx: int) -> RoundTrip:
+        """The shared evaluation step; metrics and grids read it in callbacks."""
+        return self.round_trip(batch, KeyRing.from_seed(0))
+
+    def test_step(self, batch: FaceBatch, batch_idx: int) -> RoundTrip:
+        """As :meth:`validation_step`, on the test people."""
+        return self.round_trip(batch, KeyRing.from_seed(1))
+
+    def predict_step(self, batch: FaceBatch, batch_idx: int) -> Tensor:
+        """Anonymized pictures ``(B, 3, size, size)`` for a prediction writer, under keys of seed 0."""
+        keys = KeyRing.from_seed(0)
+        numbers = torch.stack([self.key_spec.numbers(keys.right(int(s))) for s in batch.sample]).to(self.device)
+        return self.anonymize(self.fit_size(batch), numbers)
+
+    def frozen_cards(self) -> dict[str, str]:
+        """Card name → hash of every frozen network this method was trained against."""
+        found: dict[str, str] = {}
+        for module in self.modules():
+            found.update(getattr(module, "card_hashes", {}))
+        return found
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the hashes of the frozen networks: they are rebuilt from cards, never stored."""
+        checkpoint["cards"] = self.frozen_cards()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was trained against other frozen networks.
+
+        Raises:
+            ValueError: If a card's hash differs from the one noted in the checkpoint.
+        """
+        here = self.frozen_cards()
+        for name, digest in checkpoint.get("cards", {}).items():
+            if name in here and here[name] != digest:
+                raise ValueError(
+                    f"this checkpoint was trained against another {name!r} ({digest[:20]}…, here {here[name][:20]}…); "
+                    "use the weights it was trained with or train again"
+                )

@@ -1,0 +1,64 @@
+"""Losses that methods share: pure functions of tensors, weighted by named numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_modules.metrics.recovery import ms_ssim
+
+Codes = Float[Tensor, "batch dim"]
+Image = Float[Tensor, "batch 3 height width"]
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Any) -> Tensor:
+    """``Σ weight · term`` over terms of the same names as the fields of the dataclass ``weights``.
+
+    Raises:
+        ValueError: If a term has no weight or a weight no term.
+    """
+    numbers = dataclasses.asdict(weights)
+    if missing := set(terms) ^ set(numbers):
+        raise ValueError(f"loss terms and weights must have the same names; unmatched: {', '.join(sorted(missing))}")
+    return sum(numbers[name] * term for name, term in terms.items())
+
+
+def pull_together(a: Codes, b: Codes, floor: float = 0.1) -> Tensor:
+    """``mean(1 − max(cos(a, b), floor))``, as in RiDDLE's and iFADIT's released code."""
+    return (1 - F.cosine_similarity(a, b).clamp(min=floor)).mean()
+
+
+def push_apart(a: Codes, b: Codes, floor: float = 0.1) -> Tensor:
+    """``mean(max(cos(a, b), floor))``: nothing to gain below ``floor``; as in RiDDLE's and iFADIT's released code."""
+    return F.cosine_similarity(a, b).clamp(min=floor).mean()
+
+
+def spread(codes: Codes, floor: float = 0.1) -> Tensor:
+    """Mean over pairs of one batch of ``max(cos, floor)``: people in a batch should differ.
+
+    Source: the within-batch diversity sum of iFADIT's released code, as a mean.
+    """
+    unit = F.normalize(codes, dim=1)
+    cosine = (unit @ unit.T).clamp(min=floor)
+    count = len(codes)
+    return (cosine.sum() - cosine.diagonal().sum()) / max(count * (count - 1), 1)
+
+
+def hinge_real(score: Tensor) -> Tensor:
+    """``mean(max(0, 1 − D(x)))`` (Lim & Ye, 2017)."""
+    return F.relu(1 - score).mean()
+
+
+def hinge_fake(score: Tensor) -> Tensor:
+    """``mean(max(0, 1 + D(x̂)))`` (Lim & Ye, 2017)."""
+    return F.relu(1 + score).mean()
+
+
+def ms_ssim_loss(image: Image, target: Image) -> Tensor:
+    """``1 − MS-SSIM`` of pictures in [-1, 1], with as many scales as their size allows (Wang et al., 2003)."""
+    return 1 - ms_ssim(image.float().clamp(-1, 1) / 2 + 0.5, target.float() / 2 + 0.5).mean()

@@ -1,0 +1,207 @@
+"""The store behind questions of identity: a judge's embeddings of each leg, and how they meet originals."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lightning_modules.anonymizer import RoundTrip
+from lightning_modules.judges import Judge
+from lightning_modules.metrics.measured import Measured, RoundTripMetric, gathered
+
+PICTURES = (
+    "original",
+    "anonymized",
+    "other",
+    "recovered",
+    "wrongly_recovered",
+    "nearly_recovered",
+    "inverted",
+)
+FAR = 1e-3
+BLOCK = 1024  # rows of a similarity matrix held at once
+
+
+class Meeting(NamedTuple):
+    """How one leg's faces meet the originals, face by face, each ``(N,)``.
+
+    Attributes:
+        same: Similarity to the very picture it was made from.
+        other: Mean similarity to that person's other pictures; nan where there is none.
+        other_accepted: Share of that person's other pictures accepted; nan where there is none.
+        rank1: Whether the nearest original, of all, is of that person.
+        rank1_other: The same with the very picture left out of the gallery.
+    """
+
+    same: Float[Tensor, " n"]
+    other: Float[Tensor, " n"]
+    other_accepted: Float[Tensor, " n"]
+    rank1: Bool[Tensor, " n"]
+    rank1_other: Bool[Tensor, " n"]
+
+
+class Embeddings:
+    """All embeddings of a run on the CPU, and the comparisons between them.
+
+    Args:
+        judge: Whose embeddings they are.
+        threshold: Accepting similarity; ``None`` calibrates it on these very originals at a FAR of 0.1 %.
+        pictures: Leg → embeddings ``(N, D)``; absent legs are missing.
+        person: ``(N,)``.
+        near_key: Word of the protocol for the key of ``nearly_recovered``.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        threshold: float | None,
+        pictures: dict[str, Tensor],
+        person: Tensor,
+        near_key: str,
+    ) -> None:
+        self.judge, self.pictures, self.person, self.near_key = judge, pictures, person, near_key
+        self.people = len(person.unique())
+        self.threshold = own_threshold(judge, pictures["original"], person) if threshold is None else threshold
+        self._meetings: dict[str, Meeting] = {}
+
+    def measured(
+        self,
+        metric: str,
+        leg: str,
+        reference: str,
+        values: Tensor | None,
+        key: str = "right",
+        why: str = f"fewer than {round(1 / FAR)} pairs of strangers to calibrate on",
+    ) -> Measured:
+        """Values of a figure; faces whose value is nan (nothing to compare with) are left out."""
+        figure = Measured(
+            *(metric, leg, None, None, reference, key),
+            judge=self.judge.name,
+            judge_weights=self.judge.weights,
+            threshold=self.threshold if metric in ("tar@far=1e-3", "diversity") else None,
+        )
+        if values is None:
+            return figure._replace(why=why)
+        kept = ~values.isnan()
+        if not kept.any():
+            return figure._replace(why="no person with two or more pictures")
+        return figure._replace(values=values[kept], person=self.person[kept])
+
+    def accepted(self, similarity: Tensor) -> Tensor | None:
+        """1 where the judge takes two faces for one person; ``None`` without a threshold."""
+        return None if self.threshold is None else (similarity > self.threshold).float()
+
+    def acceptance(self, picture: str, leg: str, key: str = "right") -> list[Measured]:
+        """TAR and mean similarity of a leg against both references; empty where the leg is absent."""
+        if picture not in self.pictures:
+            return []
+        meeting = self.meeting(picture)
+        other = None if self.threshold is None else meeting.other_accepted
+        return [
+            self.measured("tar@far=1e-3", leg, "same-image", self.accepted(meeting.same), key),
+            self.measured("tar@far=1e-3", leg, "other-image", other, key),
+            self.measured("similarity", leg, "same-image", meeting.same, key),
+            self.measured("similarity", leg, "other-image", meeting.other, key),
+        ]
+
+    def paired(self, a: str, b: str) -> Float[Tensor, " n"]:
+        """Similarity of each face in leg ``a`` to the same face in leg ``b``."""
+        first, second = self.pictures[a], self.pictures[b]
+        blocks = zip(first.split(BLOCK), second.split(BLOCK), strict=True)
+        return torch.cat([self.judge.similarity(x, y).diagonal() for x, y in blocks])
+
+    def meeting(self, picture: str) -> Meeting:
+        """Compare a leg with all originals, a block of rows at a time (kept, since several questions ask)."""
+        if picture not in self._meetings:
+            self._meetings[picture] = self._meet(self.pictures[picture])
+        return self._meetings[picture]
+
+    def _meet(self, embeddings: Tensor) -> Meeting:
+        everyone, person = self.pictures["original"], self.person
+        rows: list[tuple[Tensor, ...]] = []
+        for block in torch.arange(len(person)).split(BLOCK):
+            similarity = self.judge.similarity(embeddings[block], everyone)
+            own = block[:, None] == torch.arange(len(person))
+            others = (person[block][:, None] == person) & ~own
+            count = others.sum(1)  # 0 gives nan below: nothing to compare with
+            accepted = (similarity > (torch.inf if self.threshold is None else self.threshold)) & others
+            rows.append(
+                (
+                    similarity[own],
+                    similarity.masked_fill(~others, 0).sum(1) / count,
+                    accepted.sum(1) / count,
+                    person[similarity.argmax(1)] == person[block],
+                    person[similarity.masked_fill(own, -torch.inf).argmax(1)] == person[block],
+                )
+            )
+        return Meeting(*(torch.cat(column) for column in zip(*rows, strict=True)))
+
+
+def own_threshold(judge: Judge, originals: Tensor, person: Tensor) -> float | None:
+    """Similarity that at most one in a thousand pairs of strangers among these pictures exceeds.
+
+    As :func:`lightning_modules.calibration.calibrate`, without its interval.
+
+    Returns:
+        ``None`` where there are fewer than a thousand such pairs.
+    """
+    strangers = []
+    for block in torch.arange(len(person)).split(BLOCK):
+        apart = (person[block][:, None] != person) & (block[:, None] < torch.arange(len(person)))
+        strangers.append(judge.similarity(originals[block], originals)[apart])
+    scores = torch.cat(strangers)
+    if len(scores) < 1 / FAR:
+        return None
+    return float(scores.topk(int(len(scores) * FAR) + 1).values[-1])
+
+
+class IdentityScores(RoundTripMetric):
+    """Embeds every leg with one judge and answers the questions of anonymity, recovery, security, diversity.
+
+    Args:
+        judge: A frozen recogniser that no loss of the method used.
+        threshold: Accepting similarity, calibrated beforehand; ``None`` calibrates on the originals seen.
+        near_key: Word of the protocol for the key of ``nearly_recovered``: ``"one-bit"``, or ``"cosine-0.9"``
+            for a method whose key is a vector of normal numbers.
+    """
+
+    def __init__(self, judge: Judge, threshold: float | None = None, near_key: str = "one-bit") -> None:
+        super().__init__()
+        self.judge, self.threshold, self.near_key = judge, threshold, near_key
+        for name in (*PICTURES, "person", "sample"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, trip: RoundTrip) -> None:
+        """Embed a batch; a leg that is absent is not embedded."""
+        for name in PICTURES:
+            images = getattr(trip, name)
+            if images.numel():
+                getattr(self, name).append(self.judge.embed(images).to(self.device))
+        self.person.append(trip.identity.to(self.device))
+        self.sample.append(trip.sample.to(self.device))
+
+    def embeddings(self) -> Embeddings | None:
+        """What was gathered so far; ``None`` before the first face."""
+        person = gathered(self.person)
+        if person is None:
+            return None
+        found = {name: gathered(getattr(self, name)) for name in PICTURES}
+        pictures = {name: numbers.cpu() for name, numbers in found.items() if numbers is not None}
+        return Embeddings(self.judge, self.threshold, pictures, person.cpu(), self.near_key)
+
+    def measured(self) -> list[Measured]:
+        """Figures of all questions about identity."""
+        from lightning_modules.metrics import anonymity, diversity, recovery, security
+
+        known = self.embeddings()
+        if known is None:
+            return []
+        return [
+            *anonymity.anonymity(known),
+            *recovery.recovered_identity(known),
+            *security.security(known),
+            *diversity.diversity(known),
+        ]

@@ -1,0 +1,112 @@
+"""Manual optimisation that several methods share: whose turn it is, accumulation, clipping, and what counts as a step.
+
+Lightning refuses ``accumulate_grad_batches`` and ``gradient_clip_val`` under manual optimisation, and its
+``global_step`` counts every optimizer. Here both are the method's own arguments, and only the optimizer that
+``counts`` advances ``global_step``: checkpoints, ``max_steps`` and curves speak in *training steps*.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+
+from lightning_modules.keys import KeySpec
+from lightning_modules.trained import load_trained
+
+
+def seed_of(*numbers: int) -> int:
+    """A 63-bit seed from whole numbers, the same on every platform and in every process."""
+    digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class TrainingSteps(L.LightningModule):
+    """A LightningModule that steps its optimizers by hand.
+
+    Args:
+        accumulate: Batches whose gradients add up to one training step.
+        clip: Largest norm of each optimizer's gradients; ``None`` leaves them as they are.
+        seed: Where training keys come from, together with the step and the sample.
+        start: Trained weights to start from (checkpoint, safetensors or card); a resumed run does not read them.
+    """
+
+    def __init__(
+        self, accumulate: int = 1, clip: float | None = None, seed: int = 0, start: str | Path | None = None
+    ) -> None:
+        super().__init__()
+        if accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+        self.automatic_optimization = False
+        self.accumulate, self.clip, self.seed, self.start = accumulate, clip, seed, start
+        self.training_seconds, self._resumed_at = 0.0, 0.0
+
+    def setup(self, stage: str) -> None:
+        """Load the weights to start from."""
+        if stage == "fit" and self.start is not None:
+            load_trained(self, self.start)
+
+    def on_train_start(self) -> None:
+        """Start the clock."""
+        self._resumed_at = time.monotonic() - self.training_seconds
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note how long was trained, over all resumed runs, beside what other bases note."""
+        super().on_save_checkpoint(checkpoint)
+        if self._resumed_at:
+            self.training_seconds = time.monotonic() - self._resumed_at
+        checkpoint["training_seconds"] = self.training_seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from the time already trained."""
+        super().on_load_checkpoint(checkpoint)
+        self.training_seconds = checkpoint.get("training_seconds", 0.0)
+
+    @contextmanager
+    def turn_of(self, optimizer: LightningOptimizer) -> Iterator[None]:
+        """Within, only this optimizer's parameters take gradients."""
+        self.toggle_optimizer(optimizer)
+        try:
+            yield
+        finally:
+            self.untoggle_optimizer(optimizer)
+
+    def descend(self, loss: Tensor, optimizer: LightningOptimizer, batch_idx: int, *, counts: bool = False) -> None:
+        """Add the gradients of ``loss``; at the end of an accumulation, clip and step.
+
+        Args:
+            loss: A scalar.
+            optimizer: Whose turn it is.
+            batch_idx: Number of the batch, which tells where an accumulation ends.
+            counts: Whether this step is the one that advances ``global_step``; true for exactly one optimizer.
+        """
+        self.manual_backward(loss / self.accumulate)
+        if (batch_idx + 1) % self.accumulate and not self.trainer.is_last_batch:
+            return
+        if self.clip is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+        before, after = optimizer._on_before_step, optimizer._on_after_step
+        if not counts:  # these two callbacks are Lightning's progress counter
+            optimizer._on_before_step = optimizer._on_after_step = lambda: None
+        try:
+            optimizer.step()
+        finally:
+            optimizer._on_before_step, optimizer._on_after_step = before, after
+        optimizer.zero_grad()
+
+    def training_keys(self, spec: KeySpec, sample: Tensor, leg: int) -> Tensor:
+        """Random keys, one a sample, drawn from (seed, step, sample, leg): the same on one process and on many."""
+        rows = [
+            spec.random(1, torch.Generator().manual_seed(seed_of(self.seed, self.global_step, int(s), leg)))
+            for s in sample
+        ]
+        return torch.cat(rows).to(sample.device)

@@ -1,0 +1,51 @@
+"""The loss terms of SDN that no other method has: margins, triplet, and the two bounds on mutual information."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+Features = Float[Tensor, "batch d"]
+
+
+def angular_margin(
+    features: Features,
+    centres: Float[Tensor, "people d"],
+    identity: Int[Tensor, " batch"],
+    margin: float = 0.3,
+) -> Tensor:
+    """Additive angular margin softmax, scale 16 (Deng et al., 2019), over unit features."""
+    cosine = (features @ F.normalize(centres, dim=1).T).clamp(-1 + 1e-6, 1 - 1e-6)
+    target = F.one_hot(identity, len(centres)).bool()
+    logits = torch.where(target, torch.cos(torch.acos(cosine) + margin), cosine)
+    return F.cross_entropy(16 * logits, identity)
+
+
+def distance(a: Features, b: Features) -> Float[Tensor, " batch"]:
+    """``1 − cos(a, b)`` of each pair, in [0, 2]."""
+    return 1 - F.cosine_similarity(a, b)
+
+
+def triplet(anchor: Features, near: Features, far: Features, margin: float = 0.5) -> Tensor:
+    """``mean(max(0, d(anchor, near) − d(anchor, far) + margin))``, d = 1 − cos."""
+    return F.relu(distance(anchor, near) - distance(anchor, far) + margin).mean()
+
+
+def gaussian_log_likelihood(y: Features, mean: Features, log_variance: Features) -> Float[Tensor, " batch"]:
+    """``log N(y; mean, exp(log_variance))`` of each row, in nats."""
+    return -0.5 * ((y - mean).square() / log_variance.exp() + log_variance + math.log(2 * math.pi)).sum(1)
+
+
+def club(y: Features, mean: Features, log_variance: Features) -> Tensor:
+    """CLUB upper bound on I(x; y) in nats: ``E[log q(yᵢ|xᵢ)] − E[log q(yⱼ|xᵢ)]`` over all pairs of the batch.
+
+    Source: Cheng et al., "CLUB: A Contrastive Log-ratio Upper Bound of Mutual Information", ICML 2020, equation 10.
+    ``q`` is fitted by maximum likelihood in an optimizer of its own.
+    """
+    joint = (y - mean).square() / log_variance.exp()
+    crossed = (y[None] - mean[:, None]).square().mean(1) / log_variance.exp()
+    return 0.5 * (crossed - joint).sum(1).mean()

@@ -1,0 +1,168 @@
+"""The networks of SDN: encoder, factors, decoder, classifier, and the small heads of its information terms.
+
+Sizes are OURS (methods: the paper gives none). A picture of 128 px at width 64 is the paper-like size.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STAGES = 3  # stride-2 stages: the spatial code is an eighth of the picture
+STYLE = 256
+
+
+def _norm(channels: int) -> nn.Module:
+    return nn.InstanceNorm2d(channels, affine=True)
+
+
+class Encoder(nn.Module):
+    """Picture ``(B, 3, H, W)`` → spatial code ``(B, 8·width, H/8, W/8)``: a vector would lose the picture."""
+
+    def __init__(self, width: int, blocks: int = 2) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 7, padding=3), _norm(width), nn.ReLU()]
+        for stage in range(STAGES):
+            inner = width << stage
+            layers += [nn.Conv2d(inner, 2 * inner, 4, 2, 1), _norm(2 * inner), nn.ReLU()]
+        layers += [_Residual(width << STAGES) for _ in range(blocks)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch code h8 w8"]:
+        """Encode pictures in [-1, 1]."""
+        return self.layers(image)
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            _norm(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            _norm(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Factors(nn.Module):
+    """Password bits, attributes and the direction (+1 anonymize, −1 recover) → style ``(B, 256)``."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(length + 1, STYLE), nn.LeakyReLU(0.2), nn.Linear(STYLE, STYLE), nn.LeakyReLU(0.2)
+        )
+
+    def forward(self, factors: Float[Tensor, "batch length"], direction: float) -> Float[Tensor, "batch style"]:
+        """Embed factors in {−1, +1} under one direction."""
+        flag = factors.new_full((len(factors), 1), direction)
+        return self.layers(torch.cat([factors, flag], 1))
+
+
+class AdaIN(nn.Module):
+    """Instance norm whose scale and shift come from a style (Huang & Belongie, 2017); SeFa reads its affine."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.affine = nn.Linear(STYLE, 2 * channels)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        scale, shift = self.affine(style)[:, :, None, None].chunk(2, 1)
+        return F.instance_norm(x) * (1 + scale) + shift
+
+
+class _StyledResidual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.norm1, self.norm2 = AdaIN(channels), AdaIN(channels)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        inner = F.relu(self.norm1(self.conv1(x), style))
+        return x + self.norm2(self.conv2(inner), style)
+
+
+class Decoder(nn.Module):
+    """Spatial code and style → picture in [-1, 1]; one decoder serves both directions (dual inference)."""
+
+    def __init__(self, width: int, blocks: int = 6) -> None:
+        super().__init__()
+        channels = width << STAGES
+        self.inject = nn.Conv2d(channels + STYLE, channels, 1)
+        self.blocks = nn.ModuleList(_StyledResidual(channels) for _ in range(blocks))
+        self.ups = nn.ModuleList(
+            nn.Conv2d(width << stage, width << (stage - 1), 3, padding=1) for stage in range(STAGES, 0, -1)
+        )
+        self.norms = nn.ModuleList(AdaIN(width << (stage - 1)) for stage in range(STAGES, 0, -1))
+        self.out = nn.Conv2d(width, 3, 7, padding=3)
+
+    def forward(
+        self, code: Float[Tensor, "batch code h8 w8"], style: Float[Tensor, "batch style"]
+    ) -> Float[Tensor, "batch 3 h w"]:
+        """Decode under a style; the style is tiled into the code and modulates every layer."""
+        tiled = style[:, :, None, None].expand(-1, -1, *code.shape[2:])
+        x = self.inject(torch.cat([code, tiled], 1))
+        for block in self.blocks:
+            x = block(x, style)
+        for up, norm in zip(self.ups, self.norms, strict=True):
+            x = F.relu(norm(up(F.interpolate(x, scale_factor=2.0)), style))
+        return torch.tanh(self.out(x))
+
+
+class Classifier(nn.Module):
+    """ResNet-type feature extractor: picture → unit feature ``(B, 256)``; trained beside the rest, from scratch."""
+
+    def __init__(self, width: int, features: int = 256) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 2, 1), _norm(width), nn.ReLU()]
+        for stage in range(3):
+            inner = width << stage
+            layers += [
+                nn.Conv2d(inner, 2 * inner, 3, 2, 1),
+                _norm(2 * inner),
+                nn.ReLU(),
+                _Residual(2 * inner),
+            ]
+        self.body = nn.Sequential(*layers)
+        self.out = nn.Linear(16 * 8 * width, features)
+
+    def forward(self, image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch features"]:
+        """Unit features of pictures in [-1, 1]."""
+        grid = F.adaptive_avg_pool2d(self.body(image), 4)
+        return F.normalize(self.out(grid.flatten(1)), dim=1)
+
+
+class PasswordHead(nn.Module):
+    """Reads the password bits off (x, x_a), so that the generator cannot ignore them; logits ``(B, bits)``."""
+
+    def __init__(self, width: int, bits: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i, o in [(6, width), (width, 2 * width), (2 * width, 4 * width), (4 * width, 8 * width)]:
+            layers += [nn.Conv2d(i, o, 4, 2, 1), nn.LeakyReLU(0.2)]
+        self.body = nn.Sequential(*layers)
+        self.out = nn.Linear(16 * 8 * width, bits)
+
+    def forward(self, image: Tensor, anonymized: Tensor) -> Float[Tensor, "batch bits"]:
+        """Logits of the bits."""
+        grid = F.adaptive_avg_pool2d(self.body(torch.cat([image, anonymized], 1)), 4)
+        return self.out(grid.flatten(1))
+
+
+class GaussianHead(nn.Module):
+    """Diagonal Gaussian ``q(y | x)`` for the variational bounds: mean and clamped log-variance from a small MLP."""
+
+    def __init__(self, features: int = 256) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(features, features), nn.LeakyReLU(0.2), nn.Linear(features, 2 * features))
+
+    def forward(self, x: Float[Tensor, "batch d"]) -> tuple[Float[Tensor, "batch d"], Float[Tensor, "batch d"]]:
+        """Mean and log-variance of y given x."""
+        mean, log_variance = self.layers(x).chunk(2, 1)
+        return mean, log_variance.clamp(-6, 2)

@@ -1,0 +1,109 @@
+"""What a method has learned, as a file: reads checkpoints and safetensors, writes safetensors, and hashes both alike."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lightning_modules.weights import cards, locate
+
+
+def read_state(source: str | Path) -> dict[str, Tensor]:
+    """Tensors of a Lightning checkpoint (``.ckpt``), a ``.safetensors`` file, or a card's name. No pickle is run.
+
+    Raises:
+        FileNotFoundError: If there is no such file or card.
+        ValueError: If the file is damaged or holds more than tensors and plain values.
+    """
+    path = locate(str(source)) if str(source) in cards() else Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no weights at {path}: train them with `keyveil fit`, or give another path or card name"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return {
+                name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()
+            }
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a readable checkpoint (damaged, or it holds more than tensors)") from error
+    return loaded.get("state_dict", loaded)
+
+
+def load_trained(module: nn.Module, source: str | Path, prefix: str = "") -> None:
+    """Load what a method has learned into it.
+
+    Args:
+        module: The method.
+        source: Checkpoint, safetensors file or card name.
+        prefix: Take only what lies under this prefix, and leave the rest of the method as it is.
+
+    Raises:
+        ValueError: If names or shapes do not match.
+    """
+    state = {name: value for name, value in read_state(source).items() if name.startswith(prefix)}
+    wanted = {name for name in module.state_dict() if name.startswith(prefix)}
+    if odd := sorted(wanted ^ set(state)):
+        raise ValueError(
+            f"{source} does not fit {type(module).__name__}: {len(odd)} entries without a partner, such as {odd[0]!r}; "
+            "was it trained with another width, key length or method?"
+        )
+    try:
+        module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        line = str(error).splitlines()[-1].strip()
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {line}") from error
+
+
+def save_trained(module: nn.Module, path: Path, notes: dict[str, str]) -> None:
+    """Write what a method has learned as fp16 safetensors, with notes on how it was made (config, steps, data)."""
+    _write(module.state_dict(), path, notes)
+
+
+def _write(state: dict[str, Tensor], path: Path, notes: dict[str, str]) -> None:
+    state = {
+        name: value.detach().cpu().half().contiguous() if value.is_floating_point() else value.cpu().contiguous()
+        for name, value in state.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    save_file(state, beside, metadata=notes)
+    os.replace(beside, path)
+
+
+def weights_hash(module: nn.Module) -> str:
+    """``sha256:…`` over names and values of what a method has learned; ``none`` where there is nothing."""
+    state = module.state_dict()
+    if not state:
+        return "none"
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def read_notes(source: str | Path) -> dict[str, int | float]:
+    """Training steps and seconds of a checkpoint or a safetensors file; empty where nothing is noted."""
+    path = locate(str(source)) if str(source) in cards() else Path(source)
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            notes = file.metadata() or {}
+        return {name: kind(notes[name]) for name, kind in (("steps", int), ("seconds", float)) if name in notes}
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    return {"steps": loaded["global_step"], "seconds": round(loaded.get("training_seconds", 0.0), 1)}
+
+
+def export(checkpoint: Path, out: Path, note: str = "") -> None:
+    """Turn a training checkpoint into fp16 safetensors, with its steps, seconds and a note on how it was made."""
+    state, notes = read_state(checkpoint), read_notes(checkpoint)
+    _write(state, out, {**{name: str(value) for name, value in notes.items()}, "note": note})

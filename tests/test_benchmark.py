@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import torch
+
+from experiments.benchmark import benchmark, measure, table
+from experiments.parts import PARTS, Work
+from lightning_modules.protocol import read_results
+from lightning_modules.weights import WeightsError
+
+CPU = torch.device("cpu")
+
+
+def linear(device):
+    layer, x = torch.nn.Linear(16, 8, bias=False), torch.randn(4, 16)
+    return Work(lambda: layer(x), 4, [layer, layer])
+
+
+def test_arithmetic_and_parameters_are_those_of_the_layer():
+    measured = measure(linear, 3, CPU)
+    assert measured.flops == 2 * 16 * 8  # a face
+    assert measured.params == 16 * 8  # a module that is named twice counts once
+    assert len(measured.seconds) == 3
+    assert all(seconds > 0 for seconds in measured.seconds)
+
+
+def test_memory_is_how_far_the_process_grew_at_most():
+    def build(device):
+        return Work(lambda: torch.ones(60_000_000).sum(), 1)
+
+    assert 230e6 < measure(build, 1, CPU).memory < 400e6
+
+
+def test_a_part_without_its_weights_says_so_and_the_table_has_a_row_for_it():
+    def build(device):
+        raise WeightsError("no source has the card 'x'\nmore")
+
+    assert measure(build, 3, CPU).why == "no source has the card 'x'"
+
+
+def test_a_part_is_measured_alone_and_written_in_the_words_of_the_protocol(tmp_path):
+    name = "conjugate-x64"
+    figures = benchmark(tmp_path, [name], repeats=2, threads=1)
+    assert read_results(tmp_path / "results.jsonl") == figures
+    found = {figure.metric: figure for figure in figures}
+    assert set(found) == {"images_per_s", "params", "flops", "peak_memory"}
+    speed = found["images_per_s"]
+    assert speed.low <= speed.value <= speed.high
+    assert (speed.method, speed.n, speed.config) == (name, 2 * 64, "threads=1 device=cpu")
+    assert found["params"].value == 0  # it is fitted, not trained
+    assert found["flops"].value >= 2 * 2 * 512 * 128
+    text = (tmp_path / "table.md").read_text()
+    assert text.startswith("Median of 2 stretches")
+    assert f"| {name} |" in text
+
+
+def test_the_last_column_compares_with_the_first_row():
+    figures = [f for name in ("a", "b") for f in _speeds(name)]
+    rows = table(figures).splitlines()[2:]
+    assert [row.split("|")[-2].strip() for row in rows] == ["1", "4"]
+
+
+def _speeds(name):
+    from lightning_modules.protocol import Figure
+
+    return [Figure(method=name, metric="images_per_s", value={"a": 8.0, "b": 2.0}[name], n=1)]
+
+
+def test_unknown_parts_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown part 'toaster'; there are generator, "):
+        benchmark(parts=["toaster"])
+    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
+        benchmark(repeats=0)
+
+
+def test_the_first_part_is_the_generator_at_its_full_size():
+    assert next(iter(PARTS)) == "generator"
+    assert PARTS["generator"].size == 1024
+    assert all(part.size is None or math.log2(part.size) % 1 == 0 or part.size == 250 for part in PARTS.values())

@@ -1,0 +1,139 @@
+import pytest
+import torch
+from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
+
+from datamodules.batch import face_batch
+from flows.conjugate import Conjugate
+from flows.coupling import KeyedCoupling
+from lightning_modules.ifadit import IFADITDisentangle, IFADITTransform
+from lightning_modules.ifadit.networks import AttributeEncoder, Compensation
+from lightning_modules.keys import KeyRing
+from lightning_modules.trained import load_trained, save_trained, weights_hash
+
+TRAINED = {"disentangler.attribute_encoder", "disentangler.fusion"}
+
+
+def disentangle(**options):
+    return IFADITDisentangle(
+        LinearGenerator(),
+        LinearRecognizer(),
+        **{"size": 64, "width": 8, "blocks": 1, "live_rows": 4, **options},
+    )
+
+
+def transform(flow=None, **options):
+    flow = Conjugate(512, 16) if flow is None else flow
+    options = {"size": 64, "width": 8, "blocks": 1, "live_rows": 4, **options}
+    return IFADITTransform(LinearGenerator(), LinearRecognizer(), flow, **options)
+
+
+def flow():
+    return KeyedCoupling(dim=512, key_dim=32, blocks=2)
+
+
+def snapshot(module):
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def test_phase_1_moves_every_trainable_parameter(quick_trainer):
+    method = disentangle(learning_rate=1e-2)
+    before = snapshot(method)
+    quick_trainer(3).fit(method, NoiseFaces(w_rows=5))
+    assert {n for n, p in method.named_parameters() if not torch.equal(before[n], p)} == set(before)
+
+
+def test_phase_1_learns(quick_trainer):
+    method, faces = disentangle(learning_rate=3e-3), NoiseFaces(count=8, batch_size=8)
+    before = method.eval().round_trip(faces.whole(), KeyRing.from_seed(0))
+    quick_trainer(30, max_epochs=-1).fit(method.train(), faces)
+    after = method.eval().round_trip(faces.whole(), KeyRing.from_seed(0))
+    worse, better = ((t.inverted - t.original).square().mean() for t in (before, after))
+    assert better < 0.7 * worse
+
+
+def test_every_third_step_crosses_faces(quick_trainer):
+    trainer = quick_trainer(3)
+    trainer.fit(disentangle(), NoiseFaces())
+    assert "train/crossed/identity" in trainer.logged_metrics
+    assert trainer.logged_metrics["train/crossed/pixel"] == 0
+
+
+@pytest.mark.parametrize("make", [None, flow], ids=["conjugate", "flow"])
+def test_phase_2_moves_every_trainable_parameter_and_no_frozen_one(quick_trainer, make):
+    method = transform(make() if make else None, learning_rate=1e-2)
+    before = snapshot(method)
+    trainable = {n for n, p in method.named_parameters() if p.requires_grad}
+    quick_trainer(3).fit(method, NoiseFaces())
+    assert {n for n, p in method.named_parameters() if not torch.equal(before[n], p)} == trainable
+    assert not any(n.startswith("disentangler.") for n in trainable)
+
+
+def test_the_right_key_recovers_the_identity_and_a_wrong_one_does_not():
+    """With an ideal renderer the code itself travels: recovery is then the transform's own inverse."""
+    method, faces = transform().eval(), NoiseFaces(count=40)
+    with torch.no_grad():
+        method.prepare(faces)
+    z = method.identity(faces.whole().image)
+    right, wrong = (method.key_spec.random(len(z), torch.Generator().manual_seed(s)) for s in (0, 1))
+    hidden = method.transform(z, right)[0]
+    back = method.transform.inverse(method.compensation(hidden), right)[0]
+    lost = method.transform.inverse(method.compensation(hidden), wrong)[0]
+    kept = method.transform.explained(z).sqrt()
+    torch.testing.assert_close((back * z).sum(1), kept, atol=1e-3, rtol=0)
+    assert (lost * z).sum(1).mean() < 0.5
+
+
+def test_the_transform_is_fitted_once_and_travels_in_the_state(tmp_path):
+    method, faces = transform(), NoiseFaces(count=40)
+    method.prepare(faces)
+    scales = method.transform.scales.clone()
+    method.prepare(NoiseFaces(count=40, people=2))
+    torch.testing.assert_close(method.transform.scales, scales)
+    save_trained(method, tmp_path / "ifadit.safetensors", {})
+    other = transform()
+    load_trained(other, tmp_path / "ifadit.safetensors")
+    torch.testing.assert_close(other.transform.scales, scales, atol=1e-3, rtol=1e-2)
+
+
+def test_phase_2_starts_from_phase_1(tmp_path):
+    first = disentangle()
+    save_trained(first, tmp_path / "phase1.safetensors", {"steps": "7"})
+    second = transform(disentangled=tmp_path / "phase1.safetensors")
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], value, atol=1e-3, rtol=1e-2)
+
+
+def test_weights_of_another_width_are_refused(tmp_path):
+    save_trained(disentangle(width=16), tmp_path / "wide.safetensors", {})
+    with pytest.raises(ValueError, match="does not fit IFADITTransform"):
+        transform(disentangled=tmp_path / "wide.safetensors")
+
+
+def test_frozen_networks_stay_out_of_the_state():
+    assert all(any(n.startswith(t) for t in TRAINED) for n in disentangle().state_dict())
+
+
+def test_the_untrained_compensation_changes_nothing():
+    z = torch.nn.functional.normalize(torch.randn(4, 512), dim=1)
+    torch.testing.assert_close(Compensation()(z), z)
+
+
+def test_the_encoder_takes_any_picture_size():
+    encoder = AttributeEncoder(rows=17, width=8, blocks=1).eval()
+    assert encoder(torch.zeros(1, 3, 64, 64)).shape == encoder(torch.zeros(1, 3, 256, 256)).shape == (1, 17, 512)
+
+
+def test_a_face_does_not_depend_on_its_batch():
+    method, images = transform(flow()).eval(), torch.rand(3, 3, 64, 64) * 2 - 1
+    key = torch.randn(3, 32)
+    together = method.anonymize(face_batch(images), key)
+    torch.testing.assert_close(together[:1], method.anonymize(face_batch(images[:1]), key[:1]), atol=1e-4, rtol=1e-4)
+
+
+def test_other_networks_give_another_hash():
+    assert weights_hash(disentangle()) != weights_hash(disentangle())
+
+
+def test_preview_is_one_of_three_words():
+    with pytest.raises(ValueError, match="train, always or never"):
+        transform(preview="sometimes")

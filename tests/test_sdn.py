@@ -1,0 +1,131 @@
+import pytest
+import torch
+from conftest import NoiseFaces
+
+from datamodules.batch import face_batch
+from lightning_modules.anonymizer import RoundTrip
+from lightning_modules.keys import KeyRing
+from lightning_modules.losses import weighted_sum
+from lightning_modules.sdn import SDN, SDNWeights, losses
+
+
+def small(**options):
+    return SDN(**{"size": 64, "width": 8, "key_bits": 8, "identities": 16, **options})
+
+
+def moved(before, module):
+    return {name for name, p in module.named_parameters() if not torch.equal(before[name], p)}
+
+
+def test_one_step_moves_every_parameter(quick_trainer):
+    method = small(attributes=2, learning_rate=1e-2, information_warmup=1)
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    quick_trainer(2).fit(method, NoiseFaces(attributes=2))
+    assert moved(before, method) == set(before)
+
+
+def test_the_counter_counts_training_steps_not_optimizers(quick_trainer):
+    trainer = quick_trainer(3)
+    trainer.fit(small(), NoiseFaces())
+    assert trainer.global_step == 3
+
+
+def test_losses_are_finite_and_each_has_a_weight(quick_trainer):
+    trainer = quick_trainer(1)
+    trainer.fit(small(), NoiseFaces())
+    terms = {name.removeprefix("train/"): value for name, value in trainer.logged_metrics.items()}
+    assert all(torch.isfinite(value) for value in terms.values())
+    weighted_sum(terms, SDNWeights())  # refuses a term without a weight and a weight without a term
+
+
+def test_both_verbs_give_pictures_of_the_method_size():
+    method, face = small().eval(), face_batch(torch.zeros(2, 3, 64, 64))
+    bits = torch.ones(2, 8)
+    for verb in (method.anonymize, method.recover):
+        image = verb(face, bits)
+        assert image.shape == (2, 3, 64, 64)
+        assert image.abs().max() <= 1
+
+
+def test_a_face_does_not_depend_on_its_batch():
+    method, images = small().eval(), torch.rand(3, 3, 64, 64) * 2 - 1
+    bits = torch.ones(3, 8)
+    together = method.anonymize(face_batch(images), bits)
+    alone = method.anonymize(face_batch(images[1:2]), bits[1:2])
+    torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_16_bit_key_does_not_fit_a_64_bit_model():
+    method = small(key_bits=64)
+    with pytest.raises(ValueError, match="expected a key of 64 bits, got 16"):
+        method.anonymize(face_batch(torch.zeros(1, 3, 64, 64)), torch.ones(1, 16))
+
+
+def test_missing_attributes_are_named():
+    with pytest.raises(ValueError, match="expected 2 attributes a face, got 0"):
+        small(attributes=2).anonymize(face_batch(torch.zeros(1, 3, 64, 64)), torch.ones(1, 8))
+
+
+def test_the_round_trip_goes_through_a_file_and_knows_every_leg():
+    faces = NoiseFaces().whole()
+    trip = small().eval().round_trip(faces, KeyRing.from_seed(0))
+    assert isinstance(trip, RoundTrip)
+    for leg in ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered"):
+        picture = getattr(trip, leg)
+        assert picture.shape == faces.image.shape
+        levels = (picture + 1) * 127.5
+        torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
+    assert trip.inverted.shape[1] == 0
+
+
+def test_it_can_learn_eight_faces_by_heart(quick_trainer):
+    method = small(width=8, learning_rate=2e-3, clip=None)
+    faces = NoiseFaces(count=8, people=8, batch_size=8)
+    before = method.eval().round_trip(faces.whole(), KeyRing.from_seed(0))
+    quick_trainer(60, max_epochs=-1).fit(method.train(), faces)
+    after = method.eval().round_trip(faces.whole(), KeyRing.from_seed(0))
+    worse, better = ((t.recovered - t.original).abs().mean() for t in (before, after))
+    assert better < 0.6 * worse
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="multiple of 32"):
+        SDN(size=50)
+
+
+def test_a_person_beyond_the_classifier_is_named(quick_trainer):
+    with pytest.raises(ValueError, match="raise `identities`"):
+        quick_trainer(1).fit(small(identities=2), NoiseFaces())
+
+
+@pytest.mark.parametrize("rho", [0.3, 0.7])
+def test_club_on_gaussians_is_its_closed_form(rho):
+    """CLUB with the exact conditional equals d ρ² / (1 − ρ²) (methods: 2.2)."""
+    x = torch.randn(4000, 3)
+    y = rho * x + (1 - rho**2) ** 0.5 * torch.randn(4000, 3)
+    log_variance = torch.full_like(y, 1 - rho**2).log()
+    estimate = losses.club(y, rho * x, log_variance)
+    expected = 3 * rho**2 / (1 - rho**2)
+    assert abs(estimate - expected) < 0.1 * expected + 0.02
+
+
+def test_the_gaussian_likelihood_is_torchs():
+    y, mean, log_variance = torch.randn(3, 5, 4)
+    expected = torch.distributions.Normal(mean, (log_variance / 2).exp()).log_prob(y).sum(1)
+    torch.testing.assert_close(losses.gaussian_log_likelihood(y, mean, log_variance), expected)
+
+
+def test_a_triplet_in_order_costs_nothing():
+    anchor = torch.eye(4)
+    assert losses.triplet(anchor, anchor, -anchor) == 0
+    assert losses.triplet(anchor, -anchor, anchor) > 2
+
+
+def test_no_pretrained_network_is_in_it():
+    from lightning_modules.networks.frozen import Frozen
+
+    method = small()
+    assert not any(isinstance(module, Frozen) for module in method.modules())
+    assert all(p.requires_grad for p in method.parameters())
+    assert method.frozen_cards() == {}
+    assert method.loss_networks == frozenset()
