@@ -1,4 +1,4 @@
-"""What a method has learned, as a file: reads checkpoints and safetensors, writes safetensors, and hashes both alike."""
+"""What a method has learned, as a file: reads checkpoints and safetensors, writes safetensors, hashes both alike."""
 
 from __future__ import annotations
 
@@ -69,11 +69,12 @@ def save_trained(module: nn.Module, path: Path, notes: dict[str, str]) -> None:
     _write(module.state_dict(), path, notes)
 
 
+HALVED = 1 << 17  # smaller tensors stay fp32: they cost little, and a transform's directions want every bit
+
+
 def _write(state: dict[str, Tensor], path: Path, notes: dict[str, str]) -> None:
-    state = {
-        name: value.detach().cpu().half().contiguous() if value.is_floating_point() else value.cpu().contiguous()
-        for name, value in state.items()
-    }
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    state = {name: v.half() if v.is_floating_point() and v.numel() >= HALVED else v for name, v in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
     save_file(state, beside, metadata=notes)

@@ -1,4 +1,4 @@
-"""What the tests share: shape checks while they run, small stand-ins for the frozen networks, and a data set of noise."""
+"""What the tests share: shape checks while they run, stand-ins for the frozen networks, and a data set of noise."""
 
 from __future__ import annotations
 

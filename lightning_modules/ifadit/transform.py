@@ -47,8 +47,8 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         recognizer: Frozen identity network.
         transform: A flow with ``forward(z, key)`` and ``inverse(z, key)``: :class:`flows.coupling.KeyedCoupling` as
             published, or :class:`flows.conjugate.Conjugate`.
-        disentangled: Weights of phase 1 (a checkpoint, safetensors or a card); ``None`` takes those of a checkpoint loaded
-            later, or leaves phase 1 untrained.
+        disentangled: Weights of phase 1 (a checkpoint, safetensors or a card); ``None`` takes those of a checkpoint
+            loaded later, or leaves phase 1 untrained.
         size: Pixels of the pictures.
         width: Width of the attribute encoder, as in phase 1.
         blocks: Residual blocks a stage of the attribute encoder, as in phase 1.

@@ -120,7 +120,8 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         key = self.key_spec.check(key, len(face.image))
         if face.attributes.shape[1] < self.attributes:
             raise ValueError(
-                f"expected {self.attributes} attributes a face, got {face.attributes.shape[1]}; give the data set labels"
+                f"expected {self.attributes} attributes a face, got {face.attributes.shape[1]}; "
+                "give the data set labels"
             )
         return torch.cat([key, face.attributes[:, : self.attributes]], 1)
 

@@ -72,7 +72,8 @@ class AdaIN(nn.Module):
         super().__init__()
         self.affine = nn.Linear(STYLE, 2 * channels)
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch channels h w"], style: Float[Tensor, "batch style"]) -> Tensor:
+        """Normalise each channel of each picture, then scale and shift it by the style."""
         scale, shift = self.affine(style)[:, :, None, None].chunk(2, 1)
         return F.instance_norm(x) * (1 + scale) + shift
 

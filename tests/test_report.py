@@ -1,0 +1,314 @@
+"""Properties of the report: it says all that a run folder holds, nothing else, and asks nobody for anything."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from experiments.glossary import GLOSSARY, LEGS
+from experiments.report import write_report
+from experiments.report_pictures import folder_name
+from experiments.report_run import Run
+from experiments.report_table import summary, table_of
+from lightning_modules import protocol
+from lightning_modules.protocol import Figure, append_results, cell, read_results
+
+TAR = "tar@far=1e-3"
+HASH = "sha256:" + "ab" * 32
+UNKNOWN = "no person with two or more pictures"
+
+
+def figures_of(method, data, shift=0.0, reversible=True, near="one-bit"):
+    """A row's lines, each with a value of its own; the second reference of one judge is n/a."""
+    legs = [("anonymized", "right", 0.1)]
+    if reversible:
+        legs += [
+            ("recovered", "right", 0.6),
+            ("wrongly_recovered", "random", 0.03),
+            ("wrongly_recovered", near, 0.04),
+        ]
+    found, step = [], 0.0
+    for leg, key, base in legs:
+        for judge in ("dlib", "faceres"):
+            for reference in ("same-image", "other-image"):
+                for metric in (TAR, "similarity", "rank1")[: 3 if leg == "anonymized" else 2]:
+                    step += 0.001
+                    value = base + step + shift
+                    words = {"metric": metric, "leg": leg, "key": key, "judge": judge, "reference": reference}
+                    found.append(
+                        Figure(**words, value=None, n=0, why=UNKNOWN)
+                        if (judge, reference, metric) == ("faceres", "other-image", "rank1")
+                        else Figure(**words, value=value, low=value - 0.02, high=value + 0.03, n=40)
+                    )
+        for carrier in ("png", "jpeg75"):
+            step += 0.01
+            psnr = 20 + 10 * step + shift
+            found.append(
+                Figure(metric="psnr", leg=leg, key=key, carrier=carrier, value=psnr, low=psnr - 1, high=psnr + 1, n=40)
+            )
+    if reversible:
+        found.append(Figure(metric="ssim", leg="recovered", region="face", value=0.777 + shift, n=40))
+        found.append(Figure(metric="lpips", leg="recovered", value=None, why="weights missing: lpips", n=0))
+    found.append(Figure(metric="params", value=1.19e6, n=1, carrier=None, key=None))
+    common = {"method": method, "data": data, "config": "configs/compare/x.yaml", "commit": "abc123"}
+    return [replace(figure, **common, weights=HASH) for figure in found]
+
+
+def paint(path, colour):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (32, 32), colour).save(path)
+
+
+def about(**changes):
+    rows = [
+        {"method": m, "data": "orl", "weights": HASH, "steps": 4000, "seconds": 1530.0, "size": 256, "faces": 40}
+        for m in ("blur", "sdn | long")
+    ]
+    rows[1]["note"] = "trained on two cores"
+    judges = [
+        {"name": n, "weights": HASH, "threshold": 0.62, "far": 1e-3, "pairs": 2030000, "low": 0.61, "high": 0.63}
+        for n in ("dlib", "faceres")
+    ]
+    return {
+        "name": "quick",
+        "config": "configs/compare/x.yaml",
+        "config_text": "size: 128  # <b>&\n",
+        "commit": "abc123",
+        "versions": {"torch": "2.6"},
+        "rows": rows,
+        "judges": judges,
+        "left_out": ["celeba: nowhere to be found"],
+        "failures": [{"method": "fit", "data": "orl", "why": "the encoder <x> is missing"}],
+        **changes,
+    }
+
+
+def build(folder):
+    """A run folder with two rows, one failure, and faces of some legs."""
+    append_results(folder / "results.jsonl", figures_of("blur", "orl", reversible=False))
+    append_results(folder / "results.jsonl", figures_of("sdn | long", "orl", 0.3))
+    (folder / "run.json").write_text(json.dumps(about()))
+    faces = folder / "faces" / "orl"
+    for sample in ("000003", "000011"):
+        paint(faces / "original" / f"{sample}.png", "teal")
+        paint(faces / "blur" / "anonymized" / f"{sample}.png", "gray")
+        for leg in ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered"):
+            paint(faces / folder_name("sdn | long") / leg / f"{sample}.jpg", "olive")
+    return folder
+
+
+def written(out):
+    write_report(out)
+    return {name: (out / name).read_text(encoding="utf-8") for name in ("table.md", "report.html", "table.tex")}
+
+
+@pytest.fixture
+def out(tmp_path):
+    """A run folder to change."""
+    return build(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder to read."""
+    return Run(build(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture(scope="module")
+def files(run):
+    """What was written into it."""
+    return written(run.out)
+
+
+class References(HTMLParser):
+    """Collects what a page would fetch or lead to, and its visible text."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.tags, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        names = ("src", "href", "srcset", "poster", "action", "data", "xlink:href")
+        self.found += [value for name, value in attributes if name in names]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_every_figure_of_the_results_is_in_the_table_and_on_the_page(run, files):
+    page = References()
+    page.feed(files["report.html"])
+    on_page = " ".join(page.text.split())
+    for figure in read_results(run.out / "results.jsonl"):
+        if figure.value is not None:
+            assert cell(figure) in files["table.md"]
+            assert cell(figure) in on_page
+
+
+def test_a_figure_stands_in_the_row_of_its_method(run):
+    rows = {row.method: row for row in table_of(run, "orl").rows}
+    for method, row in rows.items():
+        mine = [cell(f, interval=False) for f in run.of(method, "orl") if f.value is not None]
+        assert all(line.value in (*mine, "—", "n/a") for lines in row.cells for line in lines)
+
+
+def test_a_missing_value_is_na_and_a_footnote_says_why(run, files):
+    table = table_of(run, "orl")
+    number = table.notes.index(UNKNOWN) + 1
+    assert any(line.value == "n/a" and line.note == number for lines in table.rows[0].cells for line in lines)
+    assert UNKNOWN in files["table.md"]
+    assert f"<li>{UNKNOWN}</li>" in files["report.html"]
+    assert "weights missing: lpips" in files["table.md"]
+
+
+def test_what_was_not_measured_is_an_em_dash(run):
+    table = table_of(run, "orl")
+    blur = table.rows[0]
+    recovered = [lines for column, lines in zip(table.columns, blur.cells, strict=True) if column.leg == "recovered"]
+    assert recovered
+    assert all([line.value for line in lines] == ["—"] for lines in recovered)
+
+
+def test_each_column_points_to_the_better_way(run, files):
+    for column in table_of(run, "orl").columns:
+        assert column.arrow == protocol.arrow(column.metric, column.leg, column.references[0])
+    text = files["table.md"]
+    assert "anonymized: accepted dlib ↓" in text
+    assert "recovered: accepted dlib ↑" in text
+    assert "recovered: PSNR (dB) ↑" in text
+    assert "wrong key: accepted faceres ↓" in text
+
+
+def test_rows_of_markdown_have_the_cells_of_their_head(files):
+    blocks = re.findall(r"(?:^\|.*\n)+", files["table.md"], flags=re.MULTILINE)
+    assert len(blocks) == 3  # the table, all other figures, the judges
+    for block in blocks:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_the_page_asks_nobody_for_anything(files):
+    text = files["report.html"]
+    page = References()
+    page.feed(text)
+    assert page.found
+    assert all(value.startswith(("data:", "#")) for value in page.found)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
+    assert "@import" not in text
+    assert "url(" not in text
+    assert "http" not in text
+
+
+def test_text_of_the_run_is_text_and_not_markup(files):
+    text = files["report.html"]
+    assert "the encoder &lt;x&gt; is missing" in text
+    assert "# &lt;b&gt;&amp;" in text
+
+
+def test_a_failed_method_is_visible_with_its_reason(run, files):
+    assert "| fit (failed) |" in files["table.md"]
+    assert "the encoder &lt;x> is missing" in files["table.md"]
+    assert "1 failed" in files["report.html"]
+    assert any(s.failed and s.method == "fit" for s in summary(run, "orl"))
+
+
+def test_left_out_data_and_judges_and_their_thresholds_are_named(files):
+    for text in (files["table.md"], files["report.html"]):
+        assert "celeba: nowhere to be found" in text
+        assert "0.6200" in text
+        assert "2,030,000" in text
+        assert HASH in text
+        assert "abc123" in text
+
+
+def test_training_and_faces_stand_beside_the_figures(run, files):
+    assert table_of(run, "orl").rows[1].cost == ["4,000", "26 min", "256", "40"]
+    assert "trained on two cores" in files["table.md"]
+
+
+def test_plain_words_quote_the_judge_that_speaks_most_against_the_method(run):
+    accepted = [f for f in run.of("sdn | long", "orl") if f.metric == TAR and f.carrier == "png"]
+    hidden = max((f for f in accepted if f.leg == "anonymized"), key=lambda f: f.value)
+    back = min((f for f in accepted if f.leg == "recovered"), key=lambda f: f.value)
+    sentence = next(s.text for s in summary(run, "orl") if s.method == "sdn | long")
+    assert sentence.startswith(f"{cell(hidden, interval=False)} of anonymized faces are still accepted")
+    assert f"{cell(back, interval=False)} come back with the right key ({back.judge}" in sentence
+    assert "no recovery was measured" in next(s.text for s in summary(run, "orl") if s.method == "blur")
+
+
+def test_a_key_without_bits_is_shown_as_what_it_is(tmp_path):
+    append_results(tmp_path / "results.jsonl", figures_of("ifadit", "orl", near="cosine-0.9"))
+    table = table_of(Run(tmp_path), "orl")
+    assert any("cosine 0.9" in note for note in table.notes)
+    cells = zip(table.columns, table.rows[0].cells, strict=True)
+    assert all(lines[0].note for column, lines in cells if column.group.startswith("one bit off"))
+
+
+def test_a_figure_that_was_measured_again_replaces_the_first(out):
+    first = next(f for f in read_results(out / "results.jsonl") if f.metric == "psnr")
+    for value in (71.23, 81.23):
+        append_results(out / "results.jsonl", [replace(first, value=value, low=70.0, high=90.0)])
+    text = written(out)["table.md"]
+    assert "81.23" in text
+    assert "71.23" not in text
+
+
+def test_the_grid_has_a_row_for_each_method_and_a_tile_for_each_leg(out):
+    write_report(out)
+    with Image.open(out / "grid.png") as grid:
+        colours = {colour for _, colour in grid.convert("RGB").getcolors(1 << 24)}
+        assert grid.width > 6 * 112
+        assert grid.height > 2 * 112
+    assert (0, 128, 128) in colours  # an original
+    assert (128, 128, 128) in colours  # a blurred face
+
+
+def test_missing_legs_and_broken_files_leave_holes_and_no_errors(out):
+    faces = out / "faces" / "orl"
+    (faces / "blur" / "anonymized" / "000003.png").write_bytes(b"\x89PNG\r\n\x1a\nhalf a pict")
+    (faces / folder_name("sdn | long") / "recovered" / "000011.jpg").unlink()
+    (faces / "original" / "000003.png").unlink()
+    assert 'class="missing"' in written(out)["report.html"]
+
+
+@pytest.mark.parametrize("there", [(), ("run.json",), ("results.jsonl",), ("faces",), ("run.json", "results.jsonl")])
+def test_an_unfinished_run_shows_what_there_is(out, tmp_path_factory, there):
+    part = tmp_path_factory.mktemp("part")
+    for name in there:
+        (out / name).rename(part / name)
+    files = written(part)
+    assert ("dlib" in files["table.md"]) == bool({"run.json", "results.jsonl"} & set(there))
+    assert (part / "grid.png").exists() is False
+
+
+def test_a_last_line_cut_by_a_killed_run_is_left_out(out):
+    with (out / "results.jsonl").open("a") as file:
+        file.write('{"method": "blur", "metr')
+    assert "blur" in written(out)["table.md"]
+
+
+def test_the_same_run_gives_the_same_files(out):
+    first = written(out)
+    assert written(out) == first
+    assert not list(out.glob(".*.part"))
+
+
+def test_a_folder_that_is_not_there_is_an_error_that_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_a_run_file_that_is_not_json_is_named(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json is not what a comparison writes"):
+        write_report(tmp_path)
+
+
+def test_every_word_of_the_protocol_is_explained():
+    assert set(GLOSSARY) == set(protocol.METRICS)
+    assert set(LEGS) == set(protocol.LEGS)
