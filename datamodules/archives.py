@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import IO
+from uuid import uuid4
 
 import platformdirs
 from rich.console import Console
@@ -33,7 +33,8 @@ def fresh(target: Path) -> Iterator[Path]:
     Where another process was faster, its folder stays and ours is dropped.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    work = target.parent / f".{target.name}-{uuid4().hex[:12]}"
+    work.mkdir()
     try:
         yield work
         try:

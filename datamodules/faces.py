@@ -122,7 +122,7 @@ class FaceDataModule(L.LightningDataModule):
             if not pictures:
                 counts = ", ".join(f"{name} {len(self.chosen[name])}" for name in SPLITS)
                 raise ValueError(
-                    f"{self.faces.name} has nobody in the {split} split: of {len(self.faces.pictures)} pictures "
+                    f"{self.faces.name} has nobody in the {split} split: of its {len(self.faces.pictures)} pictures, "
                     f"those of people with at least {self.min_pictures} fall into {counts}"
                 )
             attributes = self._attributes(split)
@@ -144,7 +144,8 @@ class FaceDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[FaceBatch]:
         """Shuffled training faces; a last batch that is not full is dropped: losses compare within one."""
         faces, (processes, rank) = self.dataset("train"), self._processes
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        # the sampler adds the epoch to it: one seed's epochs must not be the next seed's
+        seed = 1_000_003 * int(os.environ.get("PL_GLOBAL_SEED", 0))
         sampler = DistributedSampler(faces, processes, rank, shuffle=True, seed=seed, drop_last=True)
         return self._loader(faces, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -43,20 +44,36 @@ def build(kind: type[T], spec: dict[str, Any], what: str) -> T:
     Raises:
         ValueError: If the class is unknown or an argument does not fit it.
     """
+    made = _class(spec.get("class_path"), what)
+    if not issubclass(made, kind):
+        raise ValueError(f"{what}: {made.__name__} is not a {kind.__name__}")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(kind, "it", required=True)
+    parser.add_class_arguments(made, "it")
     try:
-        parsed = parser.parse_object({"it": spec})
-    except (ArgumentError, TypeError, ValueError) as error:
+        parsed = parser.parse_object({"it": spec.get("init_args") or {}})
+        return parser.instantiate_classes(parsed).it
+    except (ArgumentError, TypeError) as error:
         raise ValueError(f"{what}: {one_sentence(error)}") from error
-    built: Namespace = (
-        parser.instantiate(parsed) if hasattr(parser, "instantiate") else parser.instantiate_classes(parsed)
-    )
-    return built.it
+
+
+def _class(path: Any, what: str) -> type:
+    module, _, name = str(path).rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{what}: there is no class {path!r}") from error
 
 
 def one_sentence(error: Exception) -> str:
-    """The telling line of a parser's long message."""
-    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "not expected" in line or "not accepted" in line or "Expected" in line]
-    return (telling or lines or [type(error).__name__])[-1]
+    """A parser's indented message as one line: where, then what; values and alternatives left out."""
+    parts: list[str] = []
+    for line in str(error).splitlines():
+        line = line.strip().removeprefix("- ").rstrip(":")
+        if line.startswith("Given value"):
+            break
+        if line and not line.startswith(_NOISE) and line not in parts:
+            parts.append(line)
+    return ": ".join(parts) or type(error).__name__
+
+
+_NOISE = ("Does not validate against", "Subtypes", "Errors", "Expected a <class 'NoneType'>")

@@ -60,6 +60,8 @@ def train(arguments: Sequence[str]) -> None:
                 }
             )
 
+    # Plain "omegaconf" resolves ${…} inside one file only; with "+" method, data and trainer files see each other.
+    parser = {"parser_mode": "omegaconf+", "exit_on_error": False}
     KeyveilCLI(
         ReversibleAnonymizer,
         LightningDataModule,
@@ -67,10 +69,9 @@ def train(arguments: Sequence[str]) -> None:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        # Plain "omegaconf" resolves ${…} inside one file only; with "+" method, data and trainer files see each other.
-        parser_kwargs={verb: {"parser_mode": "omegaconf+", "exit_on_error": False} for verb in TRAINING},
+        parser_kwargs={**parser, **dict.fromkeys(TRAINING, parser)},
         save_config_kwargs={"overwrite": True},
-        args=list(arguments),
+        args=None if arguments == sys.argv[1:] else list(arguments),
     )
 
 
@@ -104,6 +105,7 @@ def verbs() -> dict[str, Any]:
             "_help": "The frozen generator and its preview head.",
             "sample": generator.sample,
             "fit-preview": generator.fit_preview,
+            "measure-preview": generator.measure_preview,
         },
     }
 

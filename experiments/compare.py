@@ -29,6 +29,7 @@ from datamodules.batch import FaceBatch, face_batch
 from datamodules.detection import default_detector
 from experiments.build import build, read_yaml
 from experiments.report import write_report
+from experiments.report_pictures import folder_name
 from lightning_modules.anonymizer import ReversibleAnonymizer, RoundTrip, resize
 from lightning_modules.calibration import load_calibration
 from lightning_modules.carriers import decode, encode
@@ -86,11 +87,11 @@ class Comparison:
         return cls(**found)
 
 
-def compare(config: Path, out: Path | None = None, fresh: bool = False, dry_run: bool = False) -> int:
+def compare(table: Path, out: Path | None = None, fresh: bool = False, dry_run: bool = False) -> int:
     """Run every method on every data set and write one table.
 
     Args:
-        config: A file under configs/compare/.
+        table: A file under configs/compare/.
         out: Run folder; by default runs/compare/NAME.
         fresh: Start over instead of going on where an earlier run stopped.
         dry_run: Say what would run, and stop.
@@ -99,8 +100,8 @@ def compare(config: Path, out: Path | None = None, fresh: bool = False, dry_run:
         The exit code: 1 if a method failed (the others are in the table all the same).
     """
     console = Console(stderr=True)
-    plan = Comparison.read(config)
-    out = out or Path("runs/compare") / config.stem
+    plan = Comparison.read(table)
+    out = out or Path("runs/compare") / table.stem
     if dry_run:
         for data in plan.data:
             for name in plan.methods:
@@ -110,7 +111,7 @@ def compare(config: Path, out: Path | None = None, fresh: bool = False, dry_run:
         return 0
     if fresh and out.exists():
         shutil.rmtree(out)
-    run = _Run(plan, config, out, console)
+    run = _Run(plan, table, out, console)
     run.all_pairs()
     run.finish()
     return 1 if run.failures else 0
@@ -182,7 +183,7 @@ class _Run:
     def _pair(self, data: str, name: str, datamodule: L.LightningDataModule, batches: list[FaceBatch]) -> None:
         spec = method_spec(self.plan.methods[name])
         fingerprint = self._fingerprint(data, name, spec)
-        part = self.out / "parts" / f"{data}--{_file_name(name)}.json"
+        part = self.out / "parts" / f"{data}--{folder_name(name)}.json"
         if part.is_file() and (done := json.loads(part.read_text()))["fingerprint"] == fingerprint:
             self.rows.append(done["row"])
             return
@@ -225,7 +226,9 @@ class _Run:
         self, data: str, name: str, method: ReversibleAnonymizer, batches: list[FaceBatch], carrier: str
     ) -> list[Figure]:
         """Hide the faces into files, open the files with header and secret alone, and judge what is in the files."""
-        folder = self.out / "faces" / data / (_file_name(name) if carrier == "png" else f"{_file_name(name)}@{carrier}")
+        folder = (
+            self.out / "faces" / data / (folder_name(name) if carrier == "png" else f"{folder_name(name)}@{carrier}")
+        )
         shutil.rmtree(folder, ignore_errors=True)
         secret = Secret(f"keyveil comparison {self.plan.seed}")
         began = time.perf_counter()
@@ -293,7 +296,7 @@ class _Run:
         beside = results.with_name("results.jsonl.part")
         beside.unlink(missing_ok=True)
         for row in self.rows:
-            part = self.out / "parts" / f"{row['data']}--{_file_name(row['method'])}.json"
+            part = self.out / "parts" / f"{row['data']}--{folder_name(row['method'])}.json"
             append_results(beside, [Figure(**line) for line in json.loads(part.read_text())["figures"]])
         if self.rows:
             os.replace(beside, results)
@@ -318,7 +321,7 @@ class _Run:
             "failures": self.failures,
         }
         _write(self.out / "run.json", json.dumps(about, indent=1).encode())
-        if self.rows:
+        if self.rows or self.failures:
             write_report(self.out)
             self.console.print((self.out / "table.md").read_text(), markup=False, soft_wrap=True)
             self.console.print(f"report: {self.out / 'report.html'}", soft_wrap=True)
@@ -476,10 +479,6 @@ def versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
     packages = ("keyveil", "torch", "lightning", "torchmetrics", "FrEIA", "onnxruntime")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
 
 
 def _write(path: Path, data: bytes) -> None:

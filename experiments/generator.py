@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
-import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,7 +16,8 @@ from torch.nn import functional as F
 
 from lightning_modules.carriers import write_picture
 from lightning_modules.networks.stylegan import MobileStyleGAN
-from lightning_modules.networks.stylegan.preview import PreviewHead
+from lightning_modules.networks.stylegan.mobile import PREVIEW_BLOCKS
+from lightning_modules.networks.stylegan.preview import LATE_ROWS, PreviewHead
 
 
 def draw_codes(generator: MobileStyleGAN, count: int, seed: int) -> Tensor:
@@ -35,12 +38,54 @@ def draw_codes(generator: MobileStyleGAN, count: int, seed: int) -> Tensor:
     return codes + 0.03 * torch.randn(codes.shape, generator=random) * (torch.rand(count, 1, 1, generator=random) < 0.5)
 
 
-def render_targets(generator: MobileStyleGAN, codes: Tensor) -> Tensor:
-    """Full pictures of the codes, area-averaged to 256 px, as fp16 ``(N, 3, 256, 256)`` in about [-1, 1]."""
+class Pairs(NamedTuple):
+    """What the head reads and what it should say, kept in memory: 8 MB a face."""
+
+    codes: Float[Tensor, "n rows 512"]
+    features: Float[Tensor, "n 128 128 256"]
+    targets: Float[Tensor, "n 3 256 256"]
+
+
+@torch.no_grad()
+def render(generator: MobileStyleGAN, codes: Tensor, description: str) -> Pairs:
+    """Features (fp16) and full pictures, area-averaged to 256 px (fp16, in about [-1, 1]), of some codes."""
+    features, targets = [], []
+    for w in track(codes.split(1), description):
+        x = generator.features(w)
+        features.append(x.half())
+        targets.append(F.avg_pool2d(generator.finish(x, w), 4).half())
+    return Pairs(codes, torch.cat(features), torch.cat(targets))
+
+
+def start_head(generator: MobileStyleGAN, pairs: Pairs, width: int) -> PreviewHead:
+    """A head that knows what can be known without training.
+
+    Its style is the one with which the generator's next block reads the same features, and its direct path the
+    least-squares map from those styled features to the wavelet channels of the pictures.
+    """
+    head = PreviewHead(pairs.features.shape[-1], width)
+    head.style.load_state_dict(generator.blocks[PREVIEW_BLOCKS].up.affine.state_dict())
+    gram, cross = torch.zeros(257, 257, dtype=torch.float64), torch.zeros(257, 12, dtype=torch.float64)
     with torch.no_grad():
-        return torch.cat(
-            [generator(w, size=256).half() for w in track(codes.split(4), "full pictures", refresh_per_second=0.2)]
-        )
+        for w, x, target in zip(*(part.split(1) for part in pairs), strict=True):
+            styled = (x.float() * head.style(w[:, LATE_ROWS].mean(1))[:, None, None]).flatten(0, 2)
+            styled = torch.cat([styled, torch.ones(len(styled), 1)], 1).double()
+            bands = haar_bands(target.float()).permute(0, 2, 3, 1).flatten(0, 2).double()
+            gram += styled.T @ styled
+            cross += styled.T @ bands
+        gram += 1e-6 * gram.diagonal().mean() * torch.eye(257)
+        solution = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).float()
+        head.direct.weight.copy_(solution[:256].T[:, :, None, None])
+        head.outward.bias.copy_(solution[256])
+        head.outward.weight.zero_()
+    return head
+
+
+def haar_bands(image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 12 h2 w2"]:
+    """Haar transform: LL, LH, HL, HH of each colour at half the size; the inverse of what the head ends with."""
+    corners = F.pixel_unshuffle(image, 2).unflatten(1, (3, 4))  # top left, top right, bottom left, bottom right
+    a, b, c, d = corners.unbind(2)
+    return torch.cat([a + b + c + d, a + b - c - d, a - b + c - d, a - b - c + d], 1) / 2
 
 
 def psnr(image: Tensor, target: Tensor) -> Tensor:
@@ -50,10 +95,15 @@ def psnr(image: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def held_out_psnr(generator: MobileStyleGAN, codes: Tensor, targets: Tensor, size: int = 256) -> Tensor:
-    """PSNR in dB of previews against full pictures, one a code."""
-    pairs = zip(codes.split(4), targets.split(4), strict=True)
-    return torch.cat([psnr(generator(w, size, preview=True), F.avg_pool2d(t.float(), 256 // size)) for w, t in pairs])
+def held_out_psnr(head: PreviewHead, pairs: Pairs, size: int = 256) -> Tensor:
+    """PSNR in dB of previews against full pictures, one a face."""
+    shrink = 256 // size
+    return torch.cat(
+        [
+            psnr(F.avg_pool2d(head(x.float(), w), shrink), F.avg_pool2d(target.float(), shrink))
+            for w, x, target in zip(*(part.split(4) for part in pairs), strict=True)
+        ]
+    )
 
 
 def sample(out: Path, count: int = 8, truncation: float = 0.7, seed: int = 0, size: int = 256) -> None:
@@ -74,44 +124,81 @@ def sample(out: Path, count: int = 8, truncation: float = 0.7, seed: int = 0, si
     write_picture(out, torch.cat(rows, 1).clamp(-1, 1))
 
 
-def fit_preview(out: Path, faces: int = 1200, minutes: float = 15, width: int = 64, resume: Path | None = None) -> None:
-    """Train a preview head for a number of minutes and write it to ``out`` (safetensors, fp16).
+def fit_preview(
+    out: Path, faces: int = 500, steps: int = 6000, width: int = 64, resume: Path | None = None, crop: int = 40
+) -> None:
+    """Train a preview head and write it to ``out`` (safetensors, fp16), with its held-out PSNR beside it (JSON lines).
+
+    The features of all faces are computed once (8 MB each in memory); a step then sees small crops of many faces.
 
     Args:
         out: Where the weights go.
         faces: Number of full pictures to learn from.
-        minutes: How long to train once the pictures are there.
+        steps: Training steps of 16 crops.
         width: Channels inside the head.
-        resume: A head to start from.
+        resume: A head to go on with.
+        crop: Side of a crop in features.
     """
     torch.manual_seed(0)
     start = resume or out.with_suffix(".start.safetensors")
     if resume is None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         save_file(PreviewHead(width=width).state_dict(), start)
     generator = MobileStyleGAN(preview_head=start)
-    head = generator.preview_head.requires_grad_(True)
-    codes, held_out = draw_codes(generator, faces, seed=1), draw_codes(generator, 32, seed=2)
-    targets, held_out_targets = render_targets(generator, codes), render_targets(generator, held_out)
+    held_out = render(generator, draw_codes(generator, 48, seed=2), "held-out faces")
+    pairs = render(generator, draw_codes(generator, faces, seed=1), "faces")
+    head = PreviewHead.load(resume) if resume else start_head(generator, pairs, width)
+    print(f"start: held out {held_out_psnr(head, held_out).mean():.2f} dB", flush=True)
     optimizer = torch.optim.Adam(head.parameters(), lr=2e-3, betas=(0.9, 0.99))
-    began, step = time.monotonic(), 0
-    while (share := (time.monotonic() - began) / (60 * minutes)) < 1:
-        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - share) + 1e-5
-        pick = torch.randint(faces, (4,))
-        with torch.no_grad():
-            features = generator.features(codes[pick])
-        loss = F.mse_loss(head(features, codes[pick]), targets[pick].float())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
+    inner = slice(4, 2 * crop - 4)  # the rim of a crop does not see its neighbours
+    for step in range(1, steps + 1):
+        chosen = torch.randint(faces, (16,)).tolist()
+        top, left = torch.randint(128 - crop + 1, (2, 16)).tolist()
+        x = torch.stack(
+            [pairs.features[i, y : y + crop, x : x + crop] for i, y, x in zip(chosen, top, left, strict=True)]
+        )
+        target = torch.stack(
+            [
+                pairs.targets[i, :, 2 * y : 2 * (y + crop), 2 * x : 2 * (x + crop)]
+                for i, y, x in zip(chosen, top, left, strict=True)
+            ]
+        )
+        image = head(x.float(), pairs.codes[chosen])
+        loss = F.mse_loss(image[:, :, inner, inner], target.float()[:, :, inner, inner])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        step += 1
-        if step % 100 == 0:
-            found = held_out_psnr(generator, held_out, held_out_targets)
-            print(f"step {step}  {time.monotonic() - began:.0f} s  held out {found.mean():.2f} dB", flush=True)
-            _save(head, out)
-    _save(head, out)
+        schedule.step()
+        if step % 500 == 0 or step == steps:
+            found = held_out_psnr(head, held_out)
+            print(f"step {step}: held out {found.mean():.2f} dB, worst {found.min():.2f}", flush=True)
+            _save(head, out, {"steps": str(step), "faces": str(faces), "psnr": f"{found.mean():.2f}"})
 
 
-def _save(head: PreviewHead, out: Path) -> None:
+def measure_preview(out: Path, count: int = 64, seed: int = 7) -> None:
+    """Write the PSNR of previews against full pictures, on codes no head has seen, as JSON lines.
+
+    Args:
+        out: The .jsonl to write.
+        count: Number of faces.
+        seed: Which codes; 1 and 2 are those of the training.
+    """
+    generator = MobileStyleGAN()
+    pairs = render(generator, draw_codes(generator, count, seed), "faces")
+    lines = []
+    for size in (256, 128):
+        found = held_out_psnr(generator.preview_head, pairs, size)
+        told = {"metric": "psnr", "what": "preview against full picture", "size": size, "n": count, "seed": seed}
+        spread = {"value": round(found.mean().item(), 3), "worst": round(found.min().item(), 3)}
+        lines.append({**told, **spread, "weights": generator.card_hashes["preview-head"]})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    print(out.read_text(), end="")
+
+
+def _save(head: PreviewHead, out: Path, notes: dict[str, str]) -> None:
     beside = out.with_suffix(".part")
-    save_file({name: value.detach().half().contiguous() for name, value in head.state_dict().items()}, beside)
+    state = {name: value.detach().half().contiguous() for name, value in head.state_dict().items()}
+    save_file(state, beside, metadata=notes)
     os.replace(beside, out)

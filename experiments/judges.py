@@ -57,6 +57,7 @@ def lfw_view2(
         FileNotFoundError: LFW or pairs.txt is not there.
         ValueError: A judge is unknown, or the pairs are not those of view 2.
     """
+    chosen = [make_judge(name, processes, device) for name in judges]  # first, so that a mistake costs no time
     pairs = _limited(read_pairs(find_root("LFW's pairs", root, ("pairs.txt",), "download pairs.txt")), limit)
     lfw = LFW(root)
     wanted = {file for pair in pairs for file in pair[:2]}
@@ -70,7 +71,7 @@ def lfw_view2(
     ]
     a, b, same, fold = (np.array(column) for column in zip(*kept, strict=True))
     lines = []
-    for judge in (make_judge(name, processes, device) for name in judges):
+    for judge in chosen:
         embedded = torch.from_numpy(embeddings(judge, faces))
         scores = np.array(
             [judge.similarity(embedded[i : i + 1], embedded[j : j + 1]).item() for i, j in zip(a, b, strict=True)]
@@ -127,6 +128,7 @@ def calibrate_all(
         FileNotFoundError: LFW is not there.
         ValueError: A judge is unknown.
     """
+    chosen = [make_judge(name, processes, device) for name in judges]  # first, so that a mistake costs no time
     lfw = LFW(root)
     test = _test_files(lfw)
     try:
@@ -138,22 +140,23 @@ def calibrate_all(
     rows = [number for number, picture in enumerate(faces.pictures) if picture.file in test]
     people = np.unique([faces.pictures[number].person for number in rows], return_inverse=True)[1]
     lines = []
-    for judge in (make_judge(name, processes, device) for name in judges):
+    for judge in chosen:
         embedded = torch.from_numpy(embeddings(judge, faces)[rows])
         similarity = judge.similarity(embedded, embedded).numpy()
         scores, who = impostor_pairs(similarity, people)
         found = calibrate(scores, far, who)
         command = "keyveil judges calibrate"
         save_calibration(judge, found, "lfw-test", command, calibration)
-        genuine = _genuine(similarity, people) > found.threshold
-        low, high = _bootstrap(genuine)
+        genuine, whose = _genuine(similarity, people)
+        accepted = genuine > found.threshold
+        low, high = _bootstrap(accepted, whose)
         lines.append(
             {
                 "method": None,
                 "data": "lfw-test",
                 "judge": judge.name,
                 "metric": f"tar@far={far:.0e}".replace("e-0", "e-"),
-                "value": float(genuine.mean()),
+                "value": float(accepted.mean()),
                 "low": low,
                 "high": high,
                 "n": len(genuine),
@@ -170,7 +173,7 @@ def calibrate_all(
         _write(out, lines[-1])
         print(
             f"{judge.name}: threshold {found.threshold:.4f} [{found.low:.4f}, {found.high:.4f}] "
-            f"at FAR {far:g} of {found.pairs:,} pairs; accepts {genuine.mean():.2%} of {len(genuine):,}"
+            f"at FAR {far:g} of {found.pairs:,} pairs; accepts {accepted.mean():.2%} of {len(genuine):,}"
         )
     return lines
 
@@ -264,15 +267,25 @@ def _faces(lfw: LFW, files: set[str]) -> AlignedFaces:
     return AlignedFaces(aligned_faces(lfw, [p for p in lfw.pictures if p.file in files], SIZE))
 
 
-def _genuine(similarity: Float[ndarray, "faces faces"], people: Int[ndarray, " faces"]) -> Float[ndarray, " pairs"]:
+def _genuine(
+    similarity: Float[ndarray, "faces faces"], people: Int[ndarray, " faces"]
+) -> tuple[Float[ndarray, " pairs"], Int[ndarray, " pairs"]]:
+    """Similarities of all pairs of faces of one person, and who that is."""
     a, b = np.triu_indices(len(people), k=1)
     same = people[a] == people[b]
-    return similarity[a[same], b[same]]
+    return similarity[a[same], b[same]], people[a[same]]
 
 
-def _bootstrap(right: Bool[ndarray, " pairs"], draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of a share: drawing n of n with replacement is a binomial draw."""
-    found = np.random.default_rng(0).binomial(len(right), right.mean(), draws) / len(right)
+def _bootstrap(
+    right: Bool[ndarray, " pairs"], groups: Int[ndarray, " pairs"] | None = None, draws: int = 2000
+) -> tuple[float, float]:
+    """95 % interval of a share, drawing groups anew: people, whose pairs hang together, or (None) single pairs."""
+    number = np.arange(len(right)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    size, good = np.bincount(number), np.bincount(number, right)
+    draw, found = np.random.default_rng(0), []
+    for _ in range(draws):
+        drawn = draw.integers(len(size), size=len(size))
+        found.append(good[drawn].sum() / size[drawn].sum())
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
 

@@ -50,7 +50,7 @@ class RoundTrip(NamedTuple):
     mask: Tensor
 
 
-def resize(image: Image, size: int) -> Image:
+def resize(image: Float[Tensor, "batch 3 height width"], size: int) -> Float[Tensor, "batch 3 height2 width2"]:
     """Resize square pictures ``(B, 3, H, H)`` to ``size`` pixels, antialiased when shrinking."""
     if image.shape[-1] == size:
         return image

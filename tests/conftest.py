@@ -1,14 +1,10 @@
-"""What the tests share: shape checks while they run, stand-ins for the frozen networks, and a data set of noise."""
+"""What the tests share: stand-ins for the frozen networks, and a data set of noise."""
 
 from __future__ import annotations
 
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-from jaxtyping import install_import_hook
-
-hook = install_import_hook(["lightning_modules", "datamodules", "flows"], "beartype.beartype")
 
 import lightning as L
 import pytest
@@ -17,8 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from datamodules.batch import FaceBatch, face_batch
-
-hook.uninstall()
 
 
 def pytest_addoption(parser):

@@ -20,7 +20,6 @@ from lightning_modules.metrics.identity import IdentityScores, own_threshold
 from lightning_modules.metrics.measured import interval
 from lightning_modules.metrics.recovery import PictureQuality, ms_ssim, psnr, scales_of, ssim
 from lightning_modules.metrics.utility import FacesDetected
-from lightning_modules.weights import WeightsError
 
 LEGS = ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered", "inverted")
 
@@ -350,11 +349,8 @@ def test_masked_figures_carry_their_region():
 
 
 def test_missing_lpips_weights_are_said_and_not_replaced(monkeypatch):
-    def missing(name, path=None):
-        raise WeightsError(f"{name}: not found")
-
     recovery.lpips_network.cache_clear()
-    monkeypatch.setattr(recovery, "locate", missing)
+    monkeypatch.setattr(recovery, "find", lambda name: None)
     metric = PictureQuality(lpips=True)
     metric.update(random_trip())
     figures = [figure for figure in metric.figures() if figure.metric == "lpips"]
@@ -367,7 +363,7 @@ def test_a_state_dict_of_alexnet_fills_lpips(tmp_path, monkeypatch):
 
     weights = {name: value for name, value in alexnet(weights=None).state_dict().items() if "features" in name}
     torch.save(weights, tmp_path / "alexnet.pth")
-    monkeypatch.setattr(recovery, "locate", lambda name: tmp_path / "alexnet.pth")
+    monkeypatch.setattr(recovery, "find", lambda name: tmp_path / "alexnet.pth")
     recovery.lpips_network.cache_clear()
     state = torch.random.get_rng_state()
     network = recovery.lpips_network()

@@ -14,7 +14,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 from lightning_modules.anonymizer import RoundTrip
 from lightning_modules.metrics.identity import Embeddings
 from lightning_modules.metrics.measured import Measured, RoundTripMetric, gathered, legs_of
-from lightning_modules.weights import WeightsError, locate
+from lightning_modules.weights import WeightsError, find
 
 Images = Float[Tensor, "batch 3 height width"]  # in [0, 1]
 
@@ -79,7 +79,9 @@ def lpips_network() -> nn.Module:
     Raises:
         WeightsError: If the AlexNet weights are missing; other weights would not be LPIPS.
     """
-    file = locate(LPIPS_CARD)
+    file = find(LPIPS_CARD)  # never downloads: half a table should not wait for 244 MB
+    if file is None:
+        raise WeightsError(f"weights missing: {LPIPS_CARD}; `keyveil weights fetch {LPIPS_CARD}` brings them")
     import lpips
 
     with torch.random.fork_rng(devices=[]):  # the package draws a random AlexNet first

@@ -200,7 +200,10 @@ class MobileStyleGAN(Frozen):
             x = block(x, w[:, 3 * i + 1 : 3 * i + 4])
         return x
 
-    def _finish(self, x: Tensor, w: Tensor) -> Float[Tensor, "batch 3 1024 1024"]:
+    def finish(
+        self, x: Float[Tensor, "batch 128 128 256"], w: Float[Tensor, "batch 23 512"]
+    ) -> Float[Tensor, "batch 3 1024 1024"]:
+        """The 1024-px picture of 128-px features."""
         for i, block in enumerate(self.blocks[PREVIEW_BLOCKS:], PREVIEW_BLOCKS):
             x = block(x, w[:, 3 * i + 1 : 3 * i + 4])
         batch, height, width, _ = x.shape
@@ -230,5 +233,5 @@ class MobileStyleGAN(Frozen):
         if preview:
             image = self.preview_head(x, w)
         else:  # one face at a time: at 512 px a batch falls out of every cache
-            image = torch.cat([self._finish(x[i : i + 1], w[i : i + 1]) for i in range(len(x))])
+            image = torch.cat([self.finish(x[i : i + 1], w[i : i + 1]) for i in range(len(x))])
         return image if size == native else F.avg_pool2d(image, native // size)

@@ -1,0 +1,168 @@
+import json
+
+import pytest
+import torch
+from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
+
+from experiments import compare as room
+from experiments.build import build, read_yaml
+from experiments.compare import Comparison, compare, hide_into, load_method, method_spec, recover_from
+from flows.conjugate import Conjugate
+from lightning_modules.calibration import Calibration
+from lightning_modules.ifadit import IFADITTransform
+from lightning_modules.keys import Secret
+from lightning_modules.protocol import read_results
+from lightning_modules.sdn import SDN
+
+
+class LinearJudge:
+    """Another linear recogniser than the one the methods use."""
+
+    name, weights, networks = "linear", "sha256:" + "1" * 64, frozenset({"linear-judge"})
+
+    def embed(self, images):
+        pooled = torch.nn.functional.adaptive_avg_pool2d(images, 8).flatten(1)
+        return torch.nn.functional.normalize(pooled, dim=1)
+
+    def similarity(self, a, b):
+        return a @ b.T
+
+    def describe(self):
+        return self.name
+
+
+class FindsNoFace:
+    working, threshold, name = 64, 0.5, "nobody"
+
+    def detect(self, picture):
+        return []
+
+
+def write(path, **changes):
+    plan = {
+        "size": 64,
+        "faces": 6,
+        "judges": {"linear": {"class_path": "test_compare.LinearJudge"}},
+        "data": {"noise": {"class_path": "conftest.NoiseFaces"}},
+        "methods": {
+            "blur": {"class_path": "lightning_modules.baselines.obscure.Blur", "init_args": {"size": 64}},
+            "SDN": {
+                "class_path": "lightning_modules.sdn.SDN",
+                "init_args": {"size": 64, "width": 8, "key_bits": 8, "identities": 16},
+            },
+        },
+        **changes,
+    }
+    path.write_text(json.dumps(plan))  # JSON is YAML
+    return path
+
+
+@pytest.fixture(autouse=True)
+def calibrated(monkeypatch):
+    threshold = Calibration(threshold=0.9, far=1e-3, pairs=1000, low=0.8, high=0.95)
+    monkeypatch.setattr(room, "load_calibration", lambda judge: threshold)
+    monkeypatch.setattr(room, "default_detector", FindsNoFace)
+
+
+def test_every_method_on_every_data_set_ends_in_a_table(tmp_path):
+    assert compare(write(tmp_path / "c.yaml"), tmp_path / "out") == 0
+    figures = read_results(tmp_path / "out" / "results.jsonl")
+    assert {f.method for f in figures} == {"blur", "SDN"}
+    assert {f.leg for f in figures if f.method == "SDN"} >= {"anonymized", "recovered", "wrongly_recovered"}
+    assert {f.leg for f in figures if f.method == "blur"} <= {"anonymized", None}
+    assert all(f.data == "noise" and f.config.endswith("c.yaml") for f in figures)
+    for name in ("table.md", "report.html", "grid.png", "run.json"):
+        assert (tmp_path / "out" / name).stat().st_size > 100
+
+
+def test_a_second_run_goes_on_where_the_first_stopped(tmp_path, monkeypatch):
+    config = write(tmp_path / "c.yaml")
+    compare(config, tmp_path / "out")
+    before = (tmp_path / "out" / "results.jsonl").read_text()
+    monkeypatch.setattr(room, "load_method", lambda spec: pytest.fail("it ran again"))
+    assert compare(config, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "results.jsonl").read_text() == before
+
+
+def test_one_failed_method_does_not_lose_the_others(tmp_path):
+    methods = json.loads(write(tmp_path / "c.yaml").read_text())["methods"]
+    methods = {"broken": {"class_path": "lightning_modules.sdn.SDN", "init_args": {"size": 50}}, **methods}
+    assert compare(write(tmp_path / "c.yaml", methods=methods), tmp_path / "out") == 1
+    assert {f.method for f in read_results(tmp_path / "out" / "results.jsonl")} == {"blur", "SDN"}
+    assert "multiple of 32" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_an_unknown_key_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown key 'metods'"):
+        Comparison.read(write(tmp_path / "c.yaml", metods={}))
+    with pytest.raises(ValueError, match=r"unknown key 'checkpoint' of a method"):
+        method_spec({"class_path": "x", "checkpoint": "y"})
+
+
+def test_an_unknown_argument_of_a_method_is_told_in_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="sizes") as told:
+        load_method(method_spec({"class_path": "lightning_modules.baselines.obscure.Blur", "init_args": {"sizes": 1}}))
+    assert "\n" not in str(told.value)
+
+
+def test_a_missing_or_broken_file_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no configuration at"):
+        read_yaml(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        read_yaml(tmp_path / "bad.yaml")
+
+
+def test_a_loss_network_may_not_judge(tmp_path, monkeypatch):
+    monkeypatch.setattr(SDN, "loss_networks", frozenset({"linear-judge"}))
+    assert compare(write(tmp_path / "c.yaml"), tmp_path / "out") == 1
+    assert "loss network" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_data_set_that_is_not_there_is_left_out_and_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("KEYVEIL_DATA", str(tmp_path / "nowhere"))
+    monkeypatch.chdir(tmp_path)
+    lfw = {
+        "optional": True,
+        "class_path": "datamodules.faces.FaceDataModule",
+        "init_args": {"faces": {"class_path": "datamodules.datasets.LFW"}},
+    }
+    data = {"noise": {"class_path": "conftest.NoiseFaces"}, "lfw": lfw}
+    assert compare(write(tmp_path / "c.yaml", data=data), tmp_path / "out") == 0
+    assert "lfw" in json.loads((tmp_path / "out" / "run.json").read_text())["left_out"][0]
+
+
+def test_recovery_sees_files_and_header_only(tmp_path):
+    """Everything but the anonymized files and the header is gone before the face is opened."""
+    method = IFADITTransform(
+        LinearGenerator(), LinearRecognizer(), Conjugate(512, 16), size=64, width=8, blocks=1, live_rows=4
+    ).eval()
+    faces = NoiseFaces(count=20)
+    with torch.no_grad():
+        method.prepare(faces)
+    hide_into(tmp_path, method, [faces.whole()], Secret("a test"), 0, "png")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"anonymized", "other", "inverted", "header.json"}
+    for gone in ("other", "inverted"):
+        for path in (tmp_path / gone).iterdir():
+            path.unlink()
+    del faces
+    recover_from(tmp_path, method, Secret("a test"))
+    assert len(list((tmp_path / "recovered").iterdir())) == 20
+    header = (tmp_path / "header.json").read_text()
+    assert "a test" not in header
+
+
+def test_the_same_secret_gives_the_same_pictures(tmp_path):
+    method, faces = SDN(size=64, width=8, key_bits=8, identities=16).eval(), NoiseFaces(count=4).whole()
+    for name, secret in (("a", "one"), ("b", "one"), ("c", "two")):
+        hide_into(tmp_path / name, method, [faces], Secret(secret), 0, "png")
+    a, b, c = (
+        [path.read_bytes() for path in sorted((tmp_path / name / "anonymized").iterdir())] for name in ("a", "b", "c")
+    )
+    assert a == b != c
+
+
+def test_a_builder_names_an_unknown_class():
+    with pytest.raises(ValueError, match="judge 'x'"):
+        build(object, {"class_path": "lightning_modules.judges.Nobody"}, "judge 'x'")
