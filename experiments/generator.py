@@ -18,6 +18,7 @@ from lightning_modules.carriers import write_picture
 from lightning_modules.networks.stylegan import MobileStyleGAN
 from lightning_modules.networks.stylegan.mobile import PREVIEW_BLOCKS
 from lightning_modules.networks.stylegan.preview import LATE_ROWS, PreviewHead
+from lightning_modules.weights import card
 
 
 def draw_codes(generator: MobileStyleGAN, count: int, seed: int) -> Tensor:
@@ -75,7 +76,11 @@ def start_head(generator: MobileStyleGAN, pairs: Pairs, width: int) -> PreviewHe
             cross += styled.T @ bands
         gram += 1e-6 * gram.diagonal().mean() * torch.eye(257)
         solution = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).float()
-        head.direct.weight.copy_(solution[:256].T[:, :, None, None])
+        # Channels of unit size: Adam moves every weight by the same amount, and would tear a solution in tiny weights.
+        scale = (gram.diagonal()[:256] / gram[256, 256]).sqrt().float()
+        head.style.weight.div_(scale[:, None])
+        head.style.bias.div_(scale)
+        head.direct.weight.copy_((solution[:256] * scale[:, None]).T[:, :, None, None])
         head.outward.bias.copy_(solution[256])
         head.outward.weight.zero_()
     return head
@@ -149,8 +154,8 @@ def fit_preview(
     pairs = render(generator, draw_codes(generator, faces, seed=1), "faces")
     head = PreviewHead.load(resume) if resume else start_head(generator, pairs, width)
     print(f"start: held out {held_out_psnr(head, held_out).mean():.2f} dB", flush=True)
-    optimizer = torch.optim.Adam(head.parameters(), lr=2e-3, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-3, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.05)
     inner = slice(4, 2 * crop - 4)  # the rim of a crop does not see its neighbours
     for step in range(1, steps + 1):
         chosen = torch.randint(faces, (16,)).tolist()
@@ -191,7 +196,7 @@ def measure_preview(out: Path, count: int = 64, seed: int = 7) -> None:
         found = held_out_psnr(generator.preview_head, pairs, size)
         told = {"metric": "psnr", "what": "preview against full picture", "size": size, "n": count, "seed": seed}
         spread = {"value": round(found.mean().item(), 3), "worst": round(found.min().item(), 3)}
-        lines.append({**told, **spread, "weights": generator.card_hashes["preview-head"]})
+        lines.append({**told, **spread, "weights": card("preview-head").digest})
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps(line) + "\n" for line in lines))
     print(out.read_text(), end="")

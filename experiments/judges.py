@@ -58,6 +58,7 @@ def lfw_view2(
         ValueError: A judge is unknown, or the pairs are not those of view 2.
     """
     chosen = [make_judge(name, processes, device) for name in judges]  # first, so that a mistake costs no time
+    made_by = commit()
     pairs = _limited(read_pairs(find_root("LFW's pairs", root, ("pairs.txt",), "download pairs.txt")), limit)
     lfw = LFW(root)
     wanted = {file for pair in pairs for file in pair[:2]}
@@ -92,7 +93,7 @@ def lfw_view2(
                 "same": float(scores[same].mean()),
                 "different": float(scores[~same].mean()),
                 "weights": judge.weights,
-                "commit": commit(),
+                "commit": made_by,
                 "command": "keyveil judges verify",
             }
         )
@@ -129,6 +130,7 @@ def calibrate_all(
         ValueError: A judge is unknown.
     """
     chosen = [make_judge(name, processes, device) for name in judges]  # first, so that a mistake costs no time
+    made_by = commit()
     lfw = LFW(root)
     test = _test_files(lfw)
     try:
@@ -166,7 +168,7 @@ def calibrate_all(
                 "impostor_pairs": found.pairs,
                 "impostor_mean": float(scores.mean()),
                 "weights": judge.weights,
-                "commit": commit(),
+                "commit": made_by,
                 "command": command,
             }
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from statistics import NormalDist
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,22 @@ from lightning_modules.calibration import (
 )
 from lightning_modules.weights import card
 
-JUDGE = SimpleNamespace(name="some-judge", weights="sha256:" + "a" * 64)
+
+class Named:
+    """A judge of which only name and weights are asked."""
+
+    networks = frozenset()
+
+    def __init__(self, name, weights):
+        self.name, self.weights = name, weights
+
+    def embed(self, images):
+        raise AssertionError("no face is to be embedded")
+
+    similarity = describe = embed
+
+
+JUDGE = Named("some-judge", "sha256:" + "a" * 64)
 
 
 @pytest.fixture
@@ -86,7 +100,7 @@ def test_what_cannot_be_calibrated_is_refused(scores):
     with pytest.raises(ValueError, match="at least 1000 impostor pairs, got 999"):
         calibrate(scores[:999], 1e-3)
     with pytest.raises(ValueError, match="between 0 and 1"):
-        calibrate(scores, 0)
+        calibrate(scores, 0.0)
     with pytest.raises(ValueError, match="NaN"):
         calibrate(np.append(scores, np.nan))
 
@@ -102,9 +116,9 @@ def test_other_weights_and_unknown_judges_are_refused(tmp_path):
     path = tmp_path / "calibration.json"
     save_calibration(JUDGE, Calibration(0.25, 1e-3, 1000, 0.2, 0.3), "lfw-test", "a command", path)
     with pytest.raises(ValueError, match="calibrated with other weights"):
-        load_calibration(SimpleNamespace(name=JUDGE.name, weights="sha256:" + "b" * 64), path)
+        load_calibration(Named(name=JUDGE.name, weights="sha256:" + "b" * 64), path)
     with pytest.raises(ValueError, match="'unheard' has no threshold yet"):
-        load_calibration(SimpleNamespace(name="unheard", weights=""), path)
+        load_calibration(Named(name="unheard", weights=""), path)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +126,7 @@ def test_other_weights_and_unknown_judges_are_refused(tmp_path):
     [("mobilefacenet", "mobilefacenet"), ("dlib", "dlib-recognition"), ("faceres", "faceres")],
 )
 def test_our_judges_are_calibrated_with_the_weights_of_their_cards(name, file):
-    found = load_calibration(SimpleNamespace(name=name, weights=card(file).digest), CALIBRATION)
+    found = load_calibration(Named(name=name, weights=card(file).digest), CALIBRATION)
     assert found.far == 1e-3
     assert found.pairs > 1_000_000
     assert found.low <= found.threshold <= found.high

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from experiments import compare as room
 from experiments.build import build, read_yaml
 from experiments.compare import Comparison, compare, hide_into, load_method, method_spec, recover_from
 from flows.conjugate import Conjugate
+from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.calibration import Calibration
 from lightning_modules.ifadit import IFADITTransform
-from lightning_modules.keys import Secret
+from lightning_modules.keys import KeyRing, KeySpec, Secret
 from lightning_modules.protocol import read_results
 from lightning_modules.sdn import SDN
 
@@ -166,3 +168,13 @@ def test_the_same_secret_gives_the_same_pictures(tmp_path):
 def test_a_builder_names_an_unknown_class():
     with pytest.raises(ValueError, match="judge 'x'"):
         build(object, {"class_path": "lightning_modules.judges.Nobody"}, "judge 'x'")
+
+
+def test_the_method_of_the_readme_works():
+    text = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    example = text.split("```python")[1].split("```")[0]
+    names = {"torch": torch, "ReversibleAnonymizer": ReversibleAnonymizer, "KeySpec": KeySpec}
+    exec(example, names)  # our own text
+    trip = names["Mirror"]().round_trip(NoiseFaces(size=128).whole(), KeyRing.from_seed(0))
+    torch.testing.assert_close(trip.recovered, trip.original, atol=0.01, rtol=0)
+    assert (trip.nearly_recovered - trip.original).abs().mean() > 0.01

@@ -51,6 +51,16 @@ def test_phase_1_learns(quick_trainer):
     assert better < 0.7 * worse
 
 
+def test_a_latent_warm_start_renders_nothing_and_needs_codes(quick_trainer, monkeypatch):
+    method = disentangle(latent=True, learning_rate=1e-3)
+    monkeypatch.setattr(method, "render", lambda w: pytest.fail("it rendered"))
+    trainer = quick_trainer(3)
+    trainer.fit(method, NoiseFaces(w_rows=5))
+    assert trainer.logged_metrics["train/same/code"] > 0
+    with pytest.raises(ValueError, match="needs generated faces"):
+        quick_trainer(1).fit(disentangle(latent=True), NoiseFaces())
+
+
 def test_every_third_step_crosses_faces(quick_trainer):
     trainer = quick_trainer(3)
     trainer.fit(disentangle(), NoiseFaces())

@@ -78,6 +78,7 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
         blocks: Residual blocks a stage of the attribute encoder.
         live_rows: Style rows told apart.
         preview: Train on the generator's preview head, about ten times cheaper; figures are always taken in full.
+        latent: Warm start without rendering, on generated faces: only the terms ``code`` and ``prior``.
         weights: Weight of each loss term.
         learning_rate: Adam's.
         accumulate: Batches whose gradients add up to one training step.
@@ -97,6 +98,7 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
         blocks: int = 2,
         live_rows: int = 17,
         preview: bool = True,
+        latent: bool = False,
         weights: DisentangleWeights = DisentangleWeights(),  # noqa: B008
         learning_rate: float = 1e-4,
         accumulate: int = 1,
@@ -106,6 +108,7 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
     ) -> None:
         super().__init__(accumulate=accumulate, clip=clip, seed=seed, start=start)
         self.size, self.preview, self.weights, self.learning_rate = size, preview, weights, learning_rate
+        self.latent = latent
         self.disentangler = Disentangler(generator, recognizer, live_rows, width, blocks)
         self.loss_networks = frozenset(getattr(recognizer, "card_hashes", {}))
 
@@ -138,16 +141,30 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
         """Two steps of three reconstruct; every third gives each face the attributes of its neighbour."""
         face = self.fit_size(batch)
         parts, optimizer = self.disentangler, self.optimizers()
-        crossed = self.global_step % 3 == 2 and len(face.image) > 1
+        crossed = not self.latent and self.global_step % 3 == 2 and len(face.image) > 1
         with torch.no_grad():
             z = parts.recognizer(face.image)
         source = face.image.roll(1, 0) if crossed else face.image
         w = parts.codes(z, parts.attribute_encoder(source))
-        image = self.render(w)
-        terms = self._terms(face, source, z, w, image, same=not crossed)
+        if self.latent:
+            terms = self._latent_terms(face, w)
+        else:
+            terms = self._terms(face, source, z, w, self.render(w), same=not crossed)
         self.descend(weighted_sum(terms, self.weights), optimizer, batch_idx, counts=True)
         kind = "crossed" if crossed else "same"
         self.log_dict({f"train/{kind}/{name}": term.detach() for name, term in terms.items()})
+
+    def _latent_terms(self, face: FaceBatch, w: Tensor) -> dict[str, Tensor]:
+        """What can be said of codes alone.
+
+        Raises:
+            ValueError: If the faces have no style codes.
+        """
+        if face.w.shape[-1] != w.shape[-1]:
+            raise ValueError("latent: true needs generated faces, whose style codes are known")
+        terms = dict.fromkeys(("identity", "pixel", "structure", "layout"), w.new_zeros(()))
+        prior = (w - self.disentangler.generator.mean_w).square().mean()
+        return {**terms, "code": F.mse_loss(w, face.w), "prior": prior}
 
     def _terms(
         self, face: FaceBatch, source: Tensor, z: Tensor, w: Tensor, image: Tensor, same: bool

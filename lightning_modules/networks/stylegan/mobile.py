@@ -135,13 +135,14 @@ class MobileStyleGAN(Frozen):
         self, synthesis: Path | None = None, mapping: Path | None = None, preview_head: Path | None = None
     ) -> None:
         super().__init__()
-        names = ["mobilestylegan-mapping", "mobilestylegan-synthesis", "preview-head"]
-        self.card_hashes = {name: f"sha256:{card(name).sha256}" for name in names}
+        # The preview head is not among them: a better one does not make trained weights unfit.
+        names = ["mobilestylegan-mapping", "mobilestylegan-synthesis"]
+        self.card_hashes = {name: card(name).digest for name in names}
         graph = locate("mobilestylegan-mapping-graph")
         self.mapping = Mapping(read_constants(graph, locate(names[0], mapping)))
         constants = read_constants(locate("mobilestylegan-synthesis-graph"), locate(names[1], synthesis))
         self._build([c for c in constants if c.value.numel() > 1 or c.value.ndim == 4])
-        self.preview_head = PreviewHead.load(preview_head or locate(names[2]))
+        self.preview_head = PreviewHead.load(preview_head or locate("preview-head"))
         with torch.no_grad():
             z = torch.randn(4096, 512, generator=torch.Generator().manual_seed(0))
             self.register_buffer("mean_w", self.mapping(z).mean(0))
