@@ -130,7 +130,7 @@ def sample(out: Path, count: int = 8, truncation: float = 0.7, seed: int = 0, si
 
 
 def fit_preview(
-    out: Path, faces: int = 500, steps: int = 6000, width: int = 64, resume: Path | None = None, crop: int = 40
+    out: Path, faces: int = 500, steps: int = 5000, width: int = 96, resume: Path | None = None, crop: int = 40
 ) -> None:
     """Train a preview head and write it to ``out`` (safetensors, fp16), with its held-out PSNR beside it (JSON lines).
 
@@ -156,7 +156,7 @@ def fit_preview(
     print(f"start: held out {held_out_psnr(head, held_out).mean():.2f} dB", flush=True)
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.05)
-    inner = slice(4, 2 * crop - 4)  # the rim of a crop does not see its neighbours
+    inner = slice(6, 2 * crop - 6)  # the rim of a crop does not see its neighbours
     for step in range(1, steps + 1):
         chosen = torch.randint(faces, (16,)).tolist()
         top, left = torch.randint(128 - crop + 1, (2, 16)).tolist()

@@ -21,6 +21,7 @@ from lightning_modules.networks.stylegan.preview import PreviewHead
 from lightning_modules.weights import card, locate
 
 SLOPE = 0.2
+BATCHED_BLOCKS = 3  # from 64 px on one face at a time: a batch would fall out of every cache
 PREVIEW_BLOCKS = 5  # the blocks up to 128 px; the preview head stands in for the two that follow
 
 
@@ -197,7 +198,12 @@ class MobileStyleGAN(Frozen):
         styled = self.start * self.start_style(w[:, 0])[:, :, None, None]
         x = F.conv2d(styled, self.start_weight, padding=1) + self.start_noise + self.start_bias
         x = F.leaky_relu(x, SLOPE).permute(0, 2, 3, 1).contiguous()
-        for i, block in enumerate(self.blocks[:PREVIEW_BLOCKS]):
+        for i, block in enumerate(self.blocks[:BATCHED_BLOCKS]):
+            x = block(x, w[:, 3 * i + 1 : 3 * i + 4])
+        return torch.cat([self._grow(x[i : i + 1], w[i : i + 1]) for i in range(len(x))])
+
+    def _grow(self, x: Tensor, w: Tensor) -> Tensor:
+        for i, block in enumerate(self.blocks[BATCHED_BLOCKS:PREVIEW_BLOCKS], BATCHED_BLOCKS):
             x = block(x, w[:, 3 * i + 1 : 3 * i + 4])
         return x
 
@@ -233,6 +239,6 @@ class MobileStyleGAN(Frozen):
         x = self.features(w)
         if preview:
             image = self.preview_head(x, w)
-        else:  # one face at a time: at 512 px a batch falls out of every cache
+        else:
             image = torch.cat([self.finish(x[i : i + 1], w[i : i + 1]) for i in range(len(x))])
         return image if size == native else F.avg_pool2d(image, native // size)
