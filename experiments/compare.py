@@ -163,14 +163,14 @@ class _Run:
         datamodule = build(L.LightningDataModule, spec, f"data {data!r}")
         datamodule.prepare_data()
         datamodule.setup("test")
-        batches, count = [], 0
-        for batch in datamodule.test_dataloader():
-            keep = min(len(batch.image), self.plan.faces - count)
-            batches.append(FaceBatch(*(field[:keep] for field in batch)))
-            count += keep
-            if count == self.plan.faces:
-                break
-        whole = FaceBatch(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
+        loader = datamodule.test_dataloader()
+        chosen = choose_faces(torch.cat([batch.identity for batch in loader]), self.plan.faces)
+        kept, start = [], 0
+        for batch in loader:
+            here = chosen[(chosen >= start) & (chosen < start + len(batch.image))] - start
+            kept.append(FaceBatch(*(field[here] for field in batch)))
+            start += len(batch.image)
+        whole = FaceBatch(*(torch.cat(fields) for fields in zip(*kept, strict=True)))
         whole = whole._replace(image=resize(whole.image, self.plan.size))
         folder = self.out / "faces" / data / "original"
         for image, sample in zip(whole.image, whole.sample, strict=True):
@@ -325,6 +325,20 @@ class _Run:
             write_report(self.out)
             self.console.print((self.out / "table.md").read_text(), markup=False, soft_wrap=True)
             self.console.print(f"report: {self.out / 'report.html'}", soft_wrap=True)
+
+
+def choose_faces(identity: Tensor, count: int) -> Tensor:
+    """Positions of ``count`` faces, in order: as many people as can be had with two pictures each, or more.
+
+    A person with two pictures can be compared with itself; sixteen pictures of one person say little.
+    """
+    people = identity.unique()
+    each = max(2, -(-count // len(people)))
+    rank = torch.stack([(identity[:i] == person).sum() for i, person in enumerate(identity)])
+    several = torch.stack([(identity == person).sum() >= 2 for person in identity])
+    # first those with company, up to `each` a person; then whatever is left
+    order = sorted(range(len(identity)), key=lambda i: (not (several[i] and rank[i] < each), int(rank[i]) // each, i))
+    return torch.tensor(sorted(order[:count]))
 
 
 # -- the two verbs, through files ----------------------------------------------------------------------------------

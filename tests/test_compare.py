@@ -7,7 +7,7 @@ from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
 
 from experiments import compare as room
 from experiments.build import build, read_yaml
-from experiments.compare import Comparison, compare, hide_into, load_method, method_spec, recover_from
+from experiments.compare import Comparison, choose_faces, compare, hide_into, load_method, method_spec, recover_from
 from flows.conjugate import Conjugate
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.calibration import Calibration
@@ -178,3 +178,11 @@ def test_the_method_of_the_readme_works():
     trip = names["Mirror"]().round_trip(NoiseFaces(size=128).whole(), KeyRing.from_seed(0))
     torch.testing.assert_close(trip.recovered, trip.original, atol=0.01, rtol=0)
     assert (trip.nearly_recovered - trip.original).abs().mean() > 0.01
+
+
+def test_few_faces_are_many_people_with_two_pictures_each():
+    identity = torch.tensor([5] * 10 + [6] + [7] * 3 + [8] * 2)
+    assert identity[choose_faces(identity, 6)].tolist() == [5, 5, 7, 7, 8, 8]
+    assert identity[choose_faces(identity, 3)].tolist() == [5, 5, 7]
+    assert choose_faces(identity, 99).tolist() == list(range(16))
+    assert len(choose_faces(identity, 12)) == 12
