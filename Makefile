@@ -18,7 +18,7 @@ weights: .venv/.ready
 		dlib-landmarks5 dlib-recognition faceres-graph faceres orl
 
 # Real faces in, a comparison table out: trains SDN and both phases of iFADIT for a minute each on ORL faces, then
-# compares them, trained and untrained, with blur, pixelate, black box and k-same. Ends with runs/demo/report.html.
+# compares them, trained and untrained, with blur, pixelate, black box and k-same. Ends with runs/demo/table/report.html.
 demo: weights
 	$(BIN)/keyveil fit --config configs/method/sdn.yaml --config configs/data/orl.yaml \
 		--config configs/trainer/cpu.yaml --config configs/debug/demo-sdn.yaml

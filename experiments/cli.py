@@ -24,41 +24,24 @@ def test() -> None:
 
 
 def predict() -> None:
-    """Anonymize a data set with a checkpoint: as fit, with --ckpt_path FILE."""
+    """Anonymize the test people into PNG files with a checkpoint, under public keys: as fit, with --ckpt_path FILE."""
 
 
 def train(arguments: Sequence[str]) -> None:
     """Run LightningCLI: a method, a data set and a trainer, each from a YAML file and the command line."""
     from lightning.pytorch import LightningDataModule
-    from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     from lightning_modules.anonymizer import ReversibleAnonymizer
-    from lightning_modules.callbacks import RoundTripGrid, RoundTripMetrics
+    from lightning_modules.callbacks import FaceWriter, RoundTripGrid, RoundTripMetrics, TrainingCheckpoint
 
     class KeyveilCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             """Checkpoints, metrics and grids belong to every run; each is a key of its own in the files."""
-            parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+            parser.add_lightning_class_args(TrainingCheckpoint, "checkpoint")
             parser.add_lightning_class_args(RoundTripMetrics, "metrics")
             parser.add_lightning_class_args(RoundTripGrid, "grid")
-            parser.link_arguments(
-                "trainer.default_root_dir",
-                "checkpoint.dirpath",
-                lambda root: f"{root or 'runs/unnamed'}/checkpoints",
-            )
-            parser.set_defaults(
-                {
-                    "checkpoint.filename": "step-{step}",
-                    "checkpoint.auto_insert_metric_name": False,
-                    "checkpoint.every_n_train_steps": 500,  # training steps: only the generator's optimizer counts
-                    "checkpoint.save_top_k": 1,
-                    "checkpoint.monitor": "step",
-                    "checkpoint.mode": "max",
-                    "checkpoint.save_last": True,
-                    "checkpoint.enable_version_counter": False,
-                }
-            )
+            parser.add_lightning_class_args(FaceWriter, "faces")
 
     # Plain "omegaconf" resolves ${…} inside one file only; with "+" method, data and trainer files see each other.
     parser = {"parser_mode": "omegaconf+", "exit_on_error": False}
@@ -136,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.filterwarnings("ignore", message=".*(num_workers|TypedStorage|sync_dist|log_every_n_steps).*")
             return _run(arguments)
     except KeyboardInterrupt:
-        print("stopped; start the same command again to go on", file=sys.stderr)
+        print("stopped; what was finished is kept", file=sys.stderr)
         return 130
     except Exception as error:
         if os.environ.get("KEYVEIL_DEBUG") or not _told(error):

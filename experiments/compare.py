@@ -15,6 +15,8 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,9 @@ class Comparison:
             raise ValueError(f"{path}: unknown key {unknown[0]!r}; a comparison knows {', '.join(known)}")
         if missing := sorted({"methods", "data", "judges"} - set(found)):
             raise ValueError(f"{path}: the key {missing[0]!r} is missing")
+        names = [folder_name(name) for name in found["methods"]]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{path}: two methods would share the folder {twice[0]!r}; give them names apart")
         return cls(**found)
 
 
@@ -100,6 +105,7 @@ def compare(table: Path, out: Path | None = None, fresh: bool = False, dry_run: 
         The exit code: 1 if a method failed (the others are in the table all the same).
     """
     console = Console(stderr=True)
+    table = configuration(str(table))
     plan = Comparison.read(table)
     out = out or Path("runs/compare") / table.stem
     if dry_run:
@@ -110,6 +116,10 @@ def compare(table: Path, out: Path | None = None, fresh: bool = False, dry_run: 
                 )
         return 0
     if fresh and out.exists():
+        if not (out / "parts").is_dir():
+            raise ValueError(
+                f"{out} is not the folder of a comparison (it has no parts/), so --fresh does not empty it"
+            )
         shutil.rmtree(out)
     run = _Run(plan, table, out, console)
     run.all_pairs()
@@ -138,11 +148,8 @@ class _Run:
             for data, spec in plan.data.items():
                 try:
                     datamodule, batches = self._faces(data, dict(spec))
-                except (FileNotFoundError, WeightsError) as error:
-                    if not spec.get("optional"):
-                        raise
-                    self.left_out.append(f"{data}: {error}")
-                    self.console.print(f"[yellow]left out[/] {data}: {error}", soft_wrap=True)
+                except (OSError, ValueError, WeightsError) as error:
+                    self._without(data, error, optional=bool(spec.get("optional")))
                     progress.advance(task, len(plan.methods))
                     continue
                 for name in plan.methods:
@@ -157,8 +164,18 @@ class _Run:
                         self.console.print(f"[bold red]failed[/] {name} on {data}: {why}", soft_wrap=True)
                     progress.advance(task)
 
+    def _without(self, data: str, error: Exception, optional: bool) -> None:
+        """Go on without a data set: left out where it may be missing and is, otherwise a failure of every method."""
+        why = " ".join(str(error).split())
+        if optional and isinstance(error, FileNotFoundError):
+            self.left_out.append(f"{data}: {why}")
+            self.console.print(f"[yellow]left out[/] {data}: {why}", soft_wrap=True)
+            return
+        self.failures += [{"method": name, "data": data, "why": why} for name in self.plan.methods]
+        self.console.print(f"[bold red]failed[/] {data}: {why}", soft_wrap=True)
+
     def _faces(self, data: str, spec: dict[str, Any]) -> tuple[L.LightningDataModule, list[FaceBatch]]:
-        """The test faces, at the comparison's size, in batches; the originals are also written out to look at."""
+        """The test faces in batches, as large as they come; originals are written out at the comparison's size."""
         spec.pop("optional", None)
         datamodule = build(L.LightningDataModule, spec, f"data {data!r}")
         datamodule.prepare_data()
@@ -171,10 +188,9 @@ class _Run:
             kept.append(FaceBatch(*(field[here] for field in batch)))
             start += len(batch.image)
         whole = FaceBatch(*(torch.cat(fields) for fields in zip(*kept, strict=True)))
-        whole = whole._replace(image=resize(whole.image, self.plan.size))
         folder = self.out / "faces" / data / "original"
         for image, sample in zip(whole.image, whole.sample, strict=True):
-            _write(folder / f"{int(sample):06d}.png", encode(image))
+            _write(folder / f"{int(sample):06d}.png", encode(resize(image[None], self.plan.size)[0]))
         step = self.plan.batch_size
         return datamodule, [
             FaceBatch(*(field[i : i + step] for field in whole)) for i in range(0, len(whole.image), step)
@@ -231,12 +247,8 @@ class _Run:
         )
         shutil.rmtree(folder, ignore_errors=True)
         secret = Secret(f"keyveil comparison {self.plan.seed}")
-        began = time.perf_counter()
-        hide_into(folder, method, batches, secret, self.plan.seed, carrier)
-        hidden = time.perf_counter()
-        if method.reversible:
-            recover_from(folder, method, secret)
-        opened = time.perf_counter()
+        hiding = hide_into(folder, method, batches, secret, self.plan.seed, carrier)
+        opening = recover_from(folder, method, secret) if method.reversible else None
         near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
         metrics: list[RoundTripMetric] = [PictureQuality(lpips=True, near_key=near)]
         metrics += [IdentityScores(j, self.thresholds[n].threshold, near) for n, j in self.judges.items()]
@@ -249,21 +261,11 @@ class _Run:
         figures = [figure for metric in metrics for figure in metric.figures()]
         figures = [dataclasses.replace(f, carrier=carrier) for f in figures]
         if carrier == "png":
-            faces = sum(len(b.image) for b in batches)
-            legs = 1 if method.key_spec.kind == "none" else 2
-            figures.append(
-                Figure(metric="images_per_s", value=legs * faces / (hidden - began), leg="anonymized", n=faces)
-            )
-            if method.reversible:
-                legs = 2 if method.key_spec.kind == "rotation" else 3
-                figures.append(
-                    Figure(
-                        metric="images_per_s",
-                        value=legs * faces / (opened - hidden),
-                        leg="recovered",
-                        n=faces,
+            for leg, speed in (("anonymized", hiding), ("recovered", opening)):
+                if speed is not None:
+                    figures.append(
+                        Figure(metric="images_per_s", value=speed.faces / speed.seconds, leg=leg, n=speed.faces)
                     )
-                )
             params = sum(p.numel() for p in method.parameters())
             figures.append(Figure(metric="params", value=float(params), n=1, carrier=None, key=None))
         return figures
@@ -280,13 +282,15 @@ class _Run:
 
     def _fingerprint(self, data: str, name: str, spec: dict[str, Any]) -> str:
         plan = dataclasses.asdict(self.plan)
-        weights = Path(str(spec.get("weights")))
+        asked = {key: plan[key] for key in ("size", "carriers", "faces", "seed", "judges", "allow_loss_judges")}
         told = {
-            **{key: plan[key] for key in ("size", "faces", "carriers", "seed", "judges")},
+            **asked,
             "data": plan["data"][data],
             "method": spec,
-            "file": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None,
-            "commit": commit(),
+            "files": {word: _digest(Path(word)) for word in _words([spec, plan["data"][data]]) if Path(word).is_file()},
+            "thresholds": {key: dataclasses.asdict(value) for key, value in self.thresholds.items()},
+            "versions": versions(),
+            "code": code_digest(),
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -298,10 +302,11 @@ class _Run:
         for row in self.rows:
             part = self.out / "parts" / f"{row['data']}--{folder_name(row['method'])}.json"
             append_results(beside, [Figure(**line) for line in json.loads(part.read_text())["figures"]])
+        results.unlink(missing_ok=True)
         if self.rows:
             os.replace(beside, results)
         judges = [
-            {"name": name, "weights": judge.weights, **dataclasses.asdict(self.thresholds[name])}
+            {"name": judge.name, "weights": judge.weights, **dataclasses.asdict(self.thresholds[name])}
             for name, judge in self.judges.items()
         ]
         about = {
@@ -351,11 +356,15 @@ def hide_into(
     secret: Secret,
     seed: int,
     carrier: str,
-) -> None:
+) -> Speed:
     """Anonymize faces into ``folder``: one file a face, and ``header.json``, which is all that recovery gets.
 
     Faces are also hidden under a second key (``other/``), for diversity, and inverted where the method can.
+
+    Returns:
+        Faces anonymized, and the seconds that took, without keys and files.
     """
+    speed = Speed()
     salt = hashlib.sha256(f"keyveil comparison salt {seed}".encode()).digest()[:16]
     header = Header(
         method=type(method).__name__,
@@ -374,28 +383,33 @@ def hide_into(
         face = method.fit_size(batch)
         with torch.no_grad():
             for leg, draw in legs.items():
-                _save(
-                    folder / leg,
-                    method.anonymize(face, _numbers(method, draw, batch.sample)),
-                    batch.sample,
-                    carrier,
-                )
+                numbers = _numbers(method, draw, batch.sample)
+                _save(folder / leg, speed.of(method.anonymize, face, numbers), batch.sample, carrier)
             inverted = method.invert(face)
         if inverted is not None:
             _save(folder / "inverted", inverted, batch.sample, "png")
     described = {
         "header": header.to_dict(),
         "carrier": carrier,
-        "attributes": {int(s): a.tolist() for b in batches for s, a in zip(b.sample, b.attributes, strict=True)},
+        "attributes": {
+            int(s): a[: method.attributes].tolist()
+            for b in batches
+            for s, a in zip(b.sample, b.attributes, strict=True)
+        },
     }
     _write(folder / "header.json", json.dumps(described).encode())
+    return speed
 
 
-def recover_from(folder: Path, method: ReversibleAnonymizer, secret: Secret, batch_size: int = 8) -> None:
+def recover_from(folder: Path, method: ReversibleAnonymizer, secret: Secret, batch_size: int = 8) -> Speed:
     """Open the files of ``folder`` with the right key, a wrong one, and one that is nearly right.
 
     It is given the folder, the method and the secret, and has no way to the originals.
+
+    Returns:
+        Faces recovered, and the seconds that took, without keys and files.
     """
+    speed = Speed()
     described = json.loads((folder / "header.json").read_text())
     keys = _key_ring(Header.from_dict(described["header"]), secret)
     files = sorted((folder / "anonymized").iterdir())
@@ -414,7 +428,24 @@ def recover_from(folder: Path, method: ReversibleAnonymizer, secret: Secret, bat
         for leg, numbers in tried.items():
             if numbers is not None:
                 with torch.no_grad():
-                    _save(folder / leg, method.recover(face, numbers), sample, "png")
+                    _save(folder / leg, speed.of(method.recover, face, numbers), sample, "png")
+    return speed
+
+
+@dataclasses.dataclass
+class Speed:
+    """Faces handled, and the seconds that took."""
+
+    faces: int = 0
+    seconds: float = 0.0
+
+    def of(self, verb: Callable[[FaceBatch, Tensor], Tensor], face: FaceBatch, numbers: Tensor) -> Tensor:
+        """Call a verb on a batch and count."""
+        began = time.perf_counter()
+        image = verb(face, numbers)
+        self.seconds += time.perf_counter() - began
+        self.faces += len(image)
+        return image
 
 
 def _key_ring(header: Header, secret: Secret) -> KeyRing:
@@ -440,7 +471,7 @@ def _read_trip(folder: Path, batch: FaceBatch, size: int) -> RoundTrip:
 
     made = ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered", "inverted")
     return RoundTrip(
-        original=batch.image,
+        original=resize(batch.image, size),
         identity=batch.identity,
         sample=batch.sample,
         mask=batch.mask,
@@ -460,10 +491,16 @@ def method_spec(entry: dict[str, Any]) -> dict[str, Any]:
     known = ("config", "class_path", "init_args", "weights", "note")
     if unknown := sorted(set(entry) - set(known)):
         raise ValueError(f"unknown key {unknown[0]!r} of a method; it knows {', '.join(known)}")
-    spec = dict(read_yaml(Path(entry["config"]))["model"]) if "config" in entry else {}
+    spec = dict(read_yaml(configuration(entry["config"]))["model"]) if "config" in entry else {}
     spec.setdefault("class_path", entry.get("class_path"))
     spec["init_args"] = {**spec.get("init_args", {}), **entry.get("init_args", {})}
     return {**spec, "weights": entry.get("weights")}
+
+
+def configuration(name: str) -> Path:
+    """A configuration file, or the one that came with the package, where ``configs/…`` is not here."""
+    packaged = Path(__file__).resolve().parent / name
+    return packaged if packaged.is_file() and not Path(name).is_file() else Path(name)
 
 
 def load_method(spec: dict[str, Any]) -> tuple[ReversibleAnonymizer, dict[str, Any]]:
@@ -487,6 +524,28 @@ def commit() -> str:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """Hash of the package's own sources, so that a changed line is measured again."""
+    root = Path(__file__).resolve().parent.parent
+    rooms = ("experiments", "lightning_modules", "datamodules", "flows")
+    files = sorted(file for room in rooms for file in (root / room).rglob("*.py"))
+    return hashlib.sha256("".join(_digest(file) for file in files).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _words(value: Any) -> Iterator[str]:
+    """All strings inside a configuration."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _words(part)
 
 
 def versions() -> dict[str, str]:

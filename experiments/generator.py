@@ -50,12 +50,12 @@ class Pairs(NamedTuple):
 @torch.no_grad()
 def render(generator: MobileStyleGAN, codes: Tensor, description: str) -> Pairs:
     """Features (fp16) and full pictures, area-averaged to 256 px (fp16, in about [-1, 1]), of some codes."""
-    features, targets = [], []
-    for w in track(codes.split(1), description):
+    features = torch.empty(len(codes), 128, 128, 256, dtype=torch.half)
+    targets = torch.empty(len(codes), 3, 256, 256, dtype=torch.half)
+    for i, w in enumerate(track(codes.split(1), description)):
         x = generator.features(w)
-        features.append(x.half())
-        targets.append(F.avg_pool2d(generator.finish(x, w), 4).half())
-    return Pairs(codes, torch.cat(features), torch.cat(targets))
+        features[i], targets[i] = x[0], F.avg_pool2d(generator.finish(x, w), 4)[0]
+    return Pairs(codes, features, targets)
 
 
 def start_head(generator: MobileStyleGAN, pairs: Pairs, width: int) -> PreviewHead:
@@ -130,7 +130,7 @@ def sample(out: Path, count: int = 8, truncation: float = 0.7, seed: int = 0, si
 
 
 def fit_preview(
-    out: Path, faces: int = 500, steps: int = 5000, width: int = 96, resume: Path | None = None, crop: int = 40
+    out: Path, faces: int = 1000, steps: int = 5000, width: int = 96, resume: Path | None = None, crop: int = 40
 ) -> None:
     """Train a preview head and write it to ``out`` (safetensors, fp16), with its held-out PSNR beside it (JSON lines).
 
@@ -154,6 +154,7 @@ def fit_preview(
     pairs = render(generator, draw_codes(generator, faces, seed=1), "faces")
     head = PreviewHead.load(resume) if resume else start_head(generator, pairs, width)
     print(f"start: held out {held_out_psnr(head, held_out).mean():.2f} dB", flush=True)
+    out.with_suffix(".start.safetensors").unlink(missing_ok=True)
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.05)
     inner = slice(6, 2 * crop - 6)  # the rim of a crop does not see its neighbours

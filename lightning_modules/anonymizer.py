@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from datamodules.batch import FaceBatch, face_batch
 from lightning_modules.carriers import through_file
 from lightning_modules.keys import KeyRing, KeySpec
+from lightning_modules.trained import card_hashes, check_cards
 
 if TYPE_CHECKING:
     from lightning import LightningDataModule
@@ -68,6 +69,8 @@ class ReversibleAnonymizer(L.LightningModule):
     key_spec: KeySpec = KeySpec("none", 0)
     reversible: bool = True
     loss_networks: frozenset[str] = frozenset()
+    attributes: int = 0
+    """Attributes of a face that are factors beside the key."""
 
     def anonymize(self, face: FaceBatch, key: Tensor) -> Image:
         """Hide the faces under ``key``, one row a face; returns ``(B, 3, size, size)`` in [-1, 1]."""
@@ -86,7 +89,7 @@ class ReversibleAnonymizer(L.LightningModule):
         return None
 
     def prepare(self, datamodule: LightningDataModule) -> None:
-        """Collect what a method without training needs of the training faces (k-same's gallery)."""
+        """Collect, once, what a method needs of the training faces without training on them (k-same's gallery)."""
 
     def fit_size(self, face: FaceBatch) -> FaceBatch:
         """The same batch with its pictures at this method's size."""
@@ -108,7 +111,8 @@ class ReversibleAnonymizer(L.LightningModule):
             for draw in (keys.right, keys.other, keys.wrong)
         )
         saved = through_file(self.anonymize(face, right), carrier)
-        received = face_batch(saved, attributes=face.attributes)  # nothing else of the original passes this line
+        # Nothing else of the original passes this line; attributes do where they are factors, which the holder knows.
+        received = face_batch(saved, attributes=face.attributes[:, : self.attributes])
 
         def read(key: Tensor | None) -> Tensor:
             if key is None or not self.reversible:
@@ -139,6 +143,23 @@ class ReversibleAnonymizer(L.LightningModule):
         """As :meth:`validation_step`, on the test people."""
         return self.round_trip(batch, KeyRing.from_seed(1))
 
+    def on_validation_start(self) -> None:
+        """Have what the method needs of the training faces, as in a comparison."""
+        self._prepare()
+
+    def on_test_start(self) -> None:
+        """As :meth:`on_validation_start`."""
+        self._prepare()
+
+    def on_predict_start(self) -> None:
+        """As :meth:`on_validation_start`."""
+        self._prepare()
+
+    def _prepare(self) -> None:
+        if getattr(self.trainer, "datamodule", None) is not None:
+            with torch.no_grad():
+                self.prepare(self.trainer.datamodule)
+
     def predict_step(self, batch: FaceBatch, batch_idx: int) -> Tensor:
         """Anonymized pictures ``(B, 3, size, size)`` for a prediction writer, under keys of seed 0."""
         keys = KeyRing.from_seed(0)
@@ -147,10 +168,7 @@ class ReversibleAnonymizer(L.LightningModule):
 
     def frozen_cards(self) -> dict[str, str]:
         """Card name → hash of every frozen network this method was trained against."""
-        found: dict[str, str] = {}
-        for module in self.modules():
-            found.update(getattr(module, "card_hashes", {}))
-        return found
+        return card_hashes(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the hashes of the frozen networks: they are rebuilt from cards, never stored."""
@@ -162,10 +180,4 @@ class ReversibleAnonymizer(L.LightningModule):
         Raises:
             ValueError: If a card's hash differs from the one noted in the checkpoint.
         """
-        here = self.frozen_cards()
-        for name, digest in checkpoint.get("cards", {}).items():
-            if name in here and here[name] != digest:
-                raise ValueError(
-                    f"this checkpoint was trained against another {name!r} ({digest[:20]}…, here {here[name][:20]}…); "
-                    "use the weights it was trained with or train again"
-                )
+        check_cards(checkpoint.get("cards", {}), self.frozen_cards())

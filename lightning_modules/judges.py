@@ -165,7 +165,7 @@ def _provider_in_use(session: onnxruntime.InferenceSession, provider: Provider) 
     """The provider that a session really got; CUDA can be offered and still fail to load."""
     used = session.get_providers()
     if provider == "cuda" and used[0] != "CUDAExecutionProvider":
-        raise RuntimeError(
+        raise ValueError(
             f"provider 'cuda' was asked for, but onnxruntime could only start {', '.join(used)}; "
             "check that its CUDA and cuDNN libraries can be loaded, or choose 'auto' or 'cpu'"
         )
@@ -195,7 +195,7 @@ class OnnxJudge(CosineJudge):
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If ``cuda`` is forced and this onnxruntime has no CUDA.
-        RuntimeError: If ``cuda`` is forced and cannot be started.
+        ValueError: If ``cuda`` is forced and cannot be started.
     """
 
     def __init__(
@@ -240,7 +240,7 @@ class InsightFace(CosineJudge):
     Raises:
         FileNotFoundError: If the file or the pack is not there, or holds no recogniser.
         ValueError: If ``cuda`` is forced and this onnxruntime has no CUDA.
-        RuntimeError: If ``cuda`` is forced and cannot be started.
+        ValueError: If ``cuda`` is forced and cannot be started.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,4 +62,5 @@ def hinge_fake(score: Tensor) -> Tensor:
 
 def ms_ssim_loss(image: Image, target: Image) -> Tensor:
     """``1 − MS-SSIM`` of pictures in [-1, 1], with as many scales as their size allows (Wang et al., 2003)."""
-    return 1 - ms_ssim(image.float().clamp(-1, 1) / 2 + 0.5, target.float() / 2 + 0.5).mean()
+    with torch.autocast(image.device.type, enabled=False):  # variances are differences of squares: bf16 loses them
+        return 1 - ms_ssim(image.float().clamp(-1, 1) / 2 + 0.5, target.float() / 2 + 0.5).mean()

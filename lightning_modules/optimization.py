@@ -36,7 +36,7 @@ class TrainingSteps(L.LightningModule):
         accumulate: Batches whose gradients add up to one training step.
         clip: Largest norm of each optimizer's gradients; ``None`` leaves them as they are.
         seed: Where training keys come from, together with the step and the sample.
-        start: Trained weights to start from (checkpoint, safetensors or card); a resumed run does not read them.
+        start: Trained weights to start from (checkpoint, safetensors or card); a resumed checkpoint comes after them.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import zipfile
@@ -48,8 +49,9 @@ def load_trained(module: nn.Module, source: str | Path, prefix: str = "") -> Non
         prefix: Take only what lies under this prefix, and leave the rest of the method as it is.
 
     Raises:
-        ValueError: If names or shapes do not match.
+        ValueError: If names or shapes do not match, or it was trained against other frozen networks.
     """
+    check_cards(json.loads(_notes(source).get("cards", "{}")), card_hashes(module))
     state = {name: value for name, value in read_state(source).items() if name.startswith(prefix)}
     wanted = {name for name in module.state_dict() if name.startswith(prefix)}
     if odd := sorted(wanted ^ set(state)):
@@ -62,6 +64,14 @@ def load_trained(module: nn.Module, source: str | Path, prefix: str = "") -> Non
     except RuntimeError as error:
         line = str(error).splitlines()[-1].strip()
         raise ValueError(f"{source} does not fit {type(module).__name__}: {line}") from error
+
+
+def card_hashes(module: nn.Module) -> dict[str, str]:
+    """Card name → hash of every frozen network inside a module."""
+    found: dict[str, str] = {}
+    for part in module.modules():
+        found.update(getattr(part, "card_hashes", {}))
+    return found
 
 
 def save_trained(module: nn.Module, path: Path, notes: dict[str, str]) -> None:
@@ -95,16 +105,45 @@ def weights_hash(module: nn.Module) -> str:
 
 def read_notes(source: str | Path) -> dict[str, int | float]:
     """Training steps and seconds of a checkpoint or a safetensors file; empty where nothing is noted."""
+    notes = _notes(source)
+    return {name: kind(notes[name]) for name, kind in (("steps", int), ("seconds", float)) if name in notes}
+
+
+def _notes(source: str | Path) -> dict[str, str]:
+    """All notes as text: steps, seconds, and the cards that it was trained against (JSON)."""
     path = locate(str(source)) if str(source) in cards() else Path(source)
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
-            notes = file.metadata() or {}
-        return {name: kind(notes[name]) for name, kind in (("steps", int), ("seconds", float)) if name in notes}
+            return file.metadata() or {}
     loaded = torch.load(path, map_location="cpu", weights_only=True)
-    return {"steps": loaded["global_step"], "seconds": round(loaded.get("training_seconds", 0.0), 1)}
+    if "global_step" not in loaded:
+        return {}
+    return {
+        "steps": str(loaded["global_step"]),
+        "seconds": f"{loaded.get('training_seconds', 0.0):.1f}",
+        "cards": json.dumps(loaded.get("cards", {})),
+    }
+
+
+def check_cards(noted: dict[str, str], here: dict[str, str]) -> None:
+    """Refuse what was trained against other frozen networks.
+
+    Args:
+        noted: Card name → hash, as noted when it was trained.
+        here: Card name → hash of the networks that are in use.
+
+    Raises:
+        ValueError: If a network is another one.
+    """
+    for name, digest in noted.items():
+        if name in here and here[name] != digest:
+            raise ValueError(
+                f"these weights were trained against another {name!r} ({digest[:20]}…, here {here[name][:20]}…); "
+                "use the network they were trained with, or train again"
+            )
 
 
 def export(checkpoint: Path, out: Path, note: str = "") -> None:
     """Turn a training checkpoint into fp16 safetensors, with its steps, seconds and a note on how it was made."""
-    state, notes = read_state(checkpoint), read_notes(checkpoint)
-    _write(state, out, {**{name: str(value) for name, value in notes.items()}, "note": note})
+    state, notes = read_state(checkpoint), _notes(checkpoint)
+    _write(state, out, {**notes, "note": note})

@@ -144,6 +144,11 @@ def test_other_networks_give_another_hash():
     assert weights_hash(disentangle()) != weights_hash(disentangle())
 
 
+def test_more_live_rows_than_the_generator_has_are_refused():
+    with pytest.raises(ValueError, match="live_rows is 17, but this generator has 5"):
+        disentangle(live_rows=17)
+
+
 def test_preview_is_one_of_three_words():
     with pytest.raises(ValueError, match="train, always or never"):
         transform(preview="sometimes")

@@ -62,3 +62,17 @@ def test_missing_damaged_and_misfitting_files_are_told(tmp_path):
     save_trained(nn.Linear(3, 4), tmp_path / "other.safetensors", {})
     with pytest.raises(ValueError, match="without a partner"):
         load_trained(net(), tmp_path / "other.safetensors")
+
+
+def test_weights_trained_against_another_network_are_refused(tmp_path):
+    one = net()
+    one[0].card_hashes = {"generator": "sha256:" + "a" * 64}
+    checkpoint = {"state_dict": one.state_dict(), "global_step": 1, "cards": dict(one[0].card_hashes)}
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    export(tmp_path / "last.ckpt", tmp_path / "net.safetensors")
+    for name in ("last.ckpt", "net.safetensors"):
+        load_trained(one, tmp_path / name)
+        other = net()
+        other[0].card_hashes = {"generator": "sha256:" + "b" * 64}
+        with pytest.raises(ValueError, match="trained against another 'generator'"):
+            load_trained(other, tmp_path / name)

@@ -39,6 +39,8 @@ class KSame(ReversibleAnonymizer):
         Raises:
             ValueError: If there are fewer than ``k`` training people.
         """
+        if self.gallery is not None:
+            return
         seen: set[int] = set()
         pictures, codes = [], []
         for batch in datamodule.gallery_dataloader():

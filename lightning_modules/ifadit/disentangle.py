@@ -56,6 +56,8 @@ class Disentangler(nn.Module):
         blocks: int = 2,
     ) -> None:
         super().__init__()
+        if live_rows > generator.num_layers:
+            raise ValueError(f"live_rows is {live_rows}, but this generator has {generator.num_layers} style rows")
         self.generator, self.recognizer = generator, recognizer
         self.attribute_encoder = AttributeEncoder(live_rows, width, blocks)
         self.fusion = Fusion()

@@ -35,7 +35,8 @@ class AttributeEncoder(nn.Module):
         channels = 4 * width
         self.lateral = nn.ModuleList(nn.Conv2d(w, channels, 1) for w in widths[1:])
         self.read = nn.ModuleList(nn.Linear(16 * channels, CODE) for _ in range(3))
-        self.level_of_row = [0 if r < 7 else 1 if r < 13 else 2 for r in range(rows)]
+        coarse, middle = round(rows * 7 / 17), round(rows * 13 / 17)  # of MobileStyleGAN's 17: up to 16 px, up to 64 px
+        self.level_of_row = [(row >= coarse) + (row >= middle) for row in range(rows)]
         self.rows = nn.ModuleList(nn.Linear(CODE, CODE) for _ in range(rows))
 
     def forward(self, image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch rows 512"]:

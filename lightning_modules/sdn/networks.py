@@ -14,25 +14,33 @@ STAGES = 3  # stride-2 stages: the spatial code is an eighth of the picture
 STYLE = 256
 
 
-def _norm(channels: int) -> nn.Module:
-    return nn.InstanceNorm2d(channels, affine=True)
-
-
 class Encoder(nn.Module):
-    """Picture ``(B, 3, H, W)`` → spatial code ``(B, 8·width, H/8, W/8)``: a vector would lose the picture."""
+    """Picture ``(B, 3, H, W)`` → spatial code ``(B, 8·width, H/8, W/8)``: a vector would lose the picture.
+
+    Norms stand in the residual branches alone: behind the stem they would take contrast and colour from the code, and
+    no recovery could give them back.
+    """
 
     def __init__(self, width: int, blocks: int = 2) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 7, padding=3), _norm(width), nn.ReLU()]
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 7, padding=3), nn.LeakyReLU(0.2)]
         for stage in range(STAGES):
             inner = width << stage
-            layers += [nn.Conv2d(inner, 2 * inner, 4, 2, 1), _norm(2 * inner), nn.ReLU()]
+            layers += [nn.Conv2d(inner, 2 * inner, 4, 2, 1), nn.LeakyReLU(0.2)]
         layers += [_Residual(width << STAGES) for _ in range(blocks)]
         self.layers = nn.Sequential(*layers)
+        self.apply(_keep_variance)
 
     def forward(self, image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch code h8 w8"]:
         """Encode pictures in [-1, 1]."""
         return self.layers(image)
+
+
+def _keep_variance(module: nn.Module) -> None:
+    """He initialization: without norms on the way, torch's own default would fade the picture within four layers."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, a=0.2)
+        nn.init.zeros_(module.bias)
 
 
 class _Residual(nn.Module):
@@ -40,11 +48,12 @@ class _Residual(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1),
-            _norm(channels),
+            nn.InstanceNorm2d(channels, affine=True),
             nn.ReLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
-            _norm(channels),
+            nn.InstanceNorm2d(channels, affine=True),
         )
+        nn.init.zeros_(self.body[-1].weight)  # starts as the identity (zero gamma, Goyal et al., 2017)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -66,23 +75,29 @@ class Factors(nn.Module):
 
 
 class AdaIN(nn.Module):
-    """Instance norm whose scale and shift come from a style (Huang & Belongie, 2017); SeFa reads its affine."""
+    """Instance norm whose scale and shift come from a style (Huang & Belongie, 2017); SeFa reads its affine.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: Channels of the input.
+        gain: Scale before training: 1, or 0 at the end of a residual branch.
+    """
+
+    def __init__(self, channels: int, gain: float = 1.0) -> None:
         super().__init__()
+        self.gain = gain
         self.affine = nn.Linear(STYLE, 2 * channels)
 
     def forward(self, x: Float[Tensor, "batch channels h w"], style: Float[Tensor, "batch style"]) -> Tensor:
         """Normalise each channel of each picture, then scale and shift it by the style."""
         scale, shift = self.affine(style)[:, :, None, None].chunk(2, 1)
-        return F.instance_norm(x) * (1 + scale) + shift
+        return F.instance_norm(x) * (self.gain + scale) + shift
 
 
 class _StyledResidual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-        self.norm1, self.norm2 = AdaIN(channels), AdaIN(channels)
+        self.norm1, self.norm2 = AdaIN(channels), AdaIN(channels, gain=0.0)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         inner = F.relu(self.norm1(self.conv1(x), style))
@@ -90,7 +105,11 @@ class _StyledResidual(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Spatial code and style → picture in [-1, 1]; one decoder serves both directions (dual inference)."""
+    """Spatial code and style → picture in [-1, 1]; one decoder serves both directions (dual inference).
+
+    AdaIN in the residual branches; the upsampling stages are scaled by the style and not normalised, so that contrast
+    passes.
+    """
 
     def __init__(self, width: int, blocks: int = 6) -> None:
         super().__init__()
@@ -100,19 +119,21 @@ class Decoder(nn.Module):
         self.ups = nn.ModuleList(
             nn.Conv2d(width << stage, width << (stage - 1), 3, padding=1) for stage in range(STAGES, 0, -1)
         )
-        self.norms = nn.ModuleList(AdaIN(width << (stage - 1)) for stage in range(STAGES, 0, -1))
+        self.scales = nn.ModuleList(nn.Linear(STYLE, width << (stage - 1)) for stage in range(STAGES, 0, -1))
+        self.apply(_keep_variance)
         self.out = nn.Conv2d(width, 3, 7, padding=3)
 
     def forward(
         self, code: Float[Tensor, "batch code h8 w8"], style: Float[Tensor, "batch style"]
     ) -> Float[Tensor, "batch 3 h w"]:
-        """Decode under a style; the style is tiled into the code and modulates every layer."""
+        """Decode under a style, which is tiled into the code and modulates every layer."""
         tiled = style[:, :, None, None].expand(-1, -1, *code.shape[2:])
         x = self.inject(torch.cat([code, tiled], 1))
         for block in self.blocks:
             x = block(x, style)
-        for up, norm in zip(self.ups, self.norms, strict=True):
-            x = F.relu(norm(up(F.interpolate(x, scale_factor=2.0)), style))
+        for up, scale in zip(self.ups, self.scales, strict=True):
+            x = up(F.interpolate(x, scale_factor=2.0)) * (1 + scale(style))[:, :, None, None]
+            x = F.leaky_relu(x, 0.2)
         return torch.tanh(self.out(x))
 
 
@@ -121,12 +142,12 @@ class Classifier(nn.Module):
 
     def __init__(self, width: int, features: int = 256) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 2, 1), _norm(width), nn.ReLU()]
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 2, 1), nn.InstanceNorm2d(width, affine=True), nn.ReLU()]
         for stage in range(3):
             inner = width << stage
             layers += [
                 nn.Conv2d(inner, 2 * inner, 3, 2, 1),
-                _norm(2 * inner),
+                nn.InstanceNorm2d(2 * inner, affine=True),
                 nn.ReLU(),
                 _Residual(2 * inner),
             ]

