@@ -87,6 +87,7 @@ def benchmark(
     text = f"{heading}\n\n{table(figures)}"
     print(text)
     if out is not None:
+        (Path(out) / "results.jsonl").unlink(missing_ok=True)  # one run, one table
         append_results(Path(out) / "results.jsonl", figures)
         (Path(out) / "table.md").write_text(text, encoding="utf-8")
     return figures

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from datamodules.alignment import align, template
+from datamodules.datasets import ORL
 from datamodules.detection import default_detector
+from datamodules.faces import FaceDataModule
 from datamodules.sources import read_picture
 from flows.conjugate import Conjugate
 from flows.coupling import KeyedCoupling
@@ -128,6 +130,17 @@ def _reading(size: int = 256) -> Part:
     return Part(build, size)
 
 
+def _loading(batch: int = 256, size: int = 128) -> Part:
+    """A pass over cached faces, as training reads them: memory map, FaceBatch, collate, in this process."""
+
+    def build(_: torch.device) -> Work:
+        faces = FaceDataModule(ORL(), size=size, batch_size=batch, num_workers=0)
+        loader = faces.gallery_dataloader()
+        return Work(lambda: [batch.image.mean() for batch in loader], len(loader.dataset), torch=False)
+
+    return Part(build, size)
+
+
 def _detection() -> Part:
     def build(_: torch.device) -> Work:
         with tempfile.TemporaryDirectory(prefix="keyveil-") as folder:
@@ -152,6 +165,7 @@ PARTS: dict[str, Part] = {
     "judge-dlib-x4": _judge(Dlib, torch_network=False),
     "judge-faceres-x4": _judge(FaceRes, torch_network=True),
     "read-and-align": _reading(),
+    "cached-faces-128": _loading(),
     "detect": _detection(),
 }
 """Every part by its name; ``-x4`` handles four faces a call. The others are compared with the first."""

@@ -81,7 +81,7 @@ class NoiseFaces(L.LightningDataModule):
         ]
 
     def _loader(self, shuffle=False):
-        return torch.utils.data.DataLoader(self.items, self.batch_size, shuffle=shuffle, drop_last=shuffle)
+        return torch.utils.data.DataLoader(self.items, batch_size=self.batch_size, shuffle=shuffle, drop_last=shuffle)
 
     def train_dataloader(self):
         return self._loader(shuffle=True)

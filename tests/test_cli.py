@@ -39,7 +39,9 @@ def test_every_method_data_and_trainer_file_fits_the_others(files, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["fit", *configs, "--print_config"])
     assert stopped.value.code == 0
-    assert "class_path" in capsys.readouterr().out
+    resolved = capsys.readouterr().out
+    assert "class_path" in resolved
+    assert "${" not in resolved
 
 
 def test_an_unknown_key_of_a_file_is_named(capsys, tmp_path):

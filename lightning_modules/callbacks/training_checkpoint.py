@@ -34,17 +34,22 @@ class TrainingCheckpoint(ModelCheckpoint):
         )
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Choose the folder and, when training starts anew, move older checkpoints aside."""
+        """Choose the folder."""
         if self.dirpath is None:
             self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """When training starts anew, move older checkpoints aside."""
+        super().on_train_start(trainer, pl_module)
         folder = Path(self.dirpath)
-        anew = stage == "fit" and trainer.ckpt_path is None and not trainer.fast_dev_run
-        if anew and trainer.is_global_zero and (folder / "last.ckpt").exists():
+        if trainer.global_step or trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        if (folder / "last.ckpt").exists():
             number = 1
             while (aside := folder.with_name(f"{folder.name}-{number}")).exists():
                 number += 1
             folder.rename(aside)
-        super().setup(trainer, pl_module, stage)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the very last step too."""
