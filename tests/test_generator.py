@@ -42,7 +42,7 @@ def test_faces_are_in_range_and_differ(generator, codes):
 
 
 def test_the_preview_looks_like_the_picture(generator):
-    """≥ 30 dB on codes that no head has seen; the whole measurement is `keyveil generator measure-preview`."""
+    """Four codes that no head has seen; the measurement over 64 is `keyveil generator measure-preview` (≥ 30 dB)."""
     w = draw_codes(generator, 4, seed=11)
     with torch.no_grad():
         for size in (256, 128):
