@@ -67,7 +67,7 @@ def test_it_stays_frozen_and_out_of_checkpoints(generator):
 
 
 def test_truncation_0_is_the_mean_face(generator):
-    w = generator.sample_w(torch.randn(2, 512), truncation=0)
+    w = generator.sample_w(torch.randn(2, 512), truncation=0.0)
     torch.testing.assert_close(w, generator.mean_w.expand(2, 23, 512))
 
 

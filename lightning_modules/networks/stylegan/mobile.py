@@ -219,12 +219,12 @@ class MobileStyleGAN(Frozen):
         return inverse_haar(bands.view(batch, height, width, 12)).permute(0, 3, 1, 2).contiguous()
 
     def forward(
-        self, w: Float[Tensor, "batch 23 512"], size: int = 1024, preview: bool = False
+        self, w: Float[Tensor, "batch rows 512"], size: int = 1024, preview: bool = False
     ) -> Float[Tensor, "batch 3 size size"]:
         """Render codes.
 
         Args:
-            w: One style row for each layer.
+            w: One style row for each layer, ``(B, 23, 512)``.
             size: Pixels of the picture, a divisor of 1024 (of 256 for previews); smaller ones are area averages.
             preview: Render by the preview head: about ten times cheaper, at most 256 px, for training and sketches.
 
