@@ -282,6 +282,16 @@ def samples(run: Run, data: str) -> list[str]:
     return sorted(file.stem for file in (run.out / "faces" / data / "original").glob("[0-9]*.*"))
 
 
+def spread(names: list[str], count: int) -> list[str]:
+    """At most ``count`` names, evenly over the list: neighbours are often one person.
+
+    Example:
+        >>> spread(["a1", "a2", "b1", "b2"], 2)
+        ['a1', 'b1']
+    """
+    return [names[i * len(names) // min(count, len(names))] for i in range(min(count, len(names)))]
+
+
 def _thumbnail(image: Image.Image) -> str:
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -304,7 +314,7 @@ def face_rows(run: Run, data: str) -> FaceRows | None:
     methods = _methods_with_faces(run, data)
     columns = [("", "original")] + [(m, leg) for m, legs in methods.items() for leg in SHOWN if leg in legs]
     rows = []
-    for sample in samples(run, data)[:FACES]:
+    for sample in spread(samples(run, data), FACES):
         row = []
         for method, leg in columns:
             image = picture(run, data, method, leg, sample)
@@ -320,7 +330,7 @@ def face_rows(run: Run, data: str) -> FaceRows | None:
 def grid(run: Run, tile: int = 112) -> bytes | None:
     """``grid.png``: a block for each of four to six faces, in it a row a method and a column a leg.
 
-    The faces are the first of the first data set that has any; blocks stand in two columns.
+    The faces are spread over the first data set that has any; blocks stand in two columns.
     """
     data = next((name for name in run.data_sets if samples(run, name) and _methods_with_faces(run, name)), None)
     if data is None:
@@ -329,7 +339,7 @@ def grid(run: Run, tile: int = 112) -> bytes | None:
     legs = [
         leg for leg in TITLES if leg != "inverted" and (leg == "original" or any(leg in of for of in methods.values()))
     ]
-    shown = samples(run, data)[: 6 if len(methods) <= 3 else 4]
+    shown = spread(samples(run, data), 6 if len(methods) <= 3 else 4)
     font, small = ImageFont.load_default(13), ImageFont.load_default(12)
     label = 12 + int(max(font.getlength(method) for method in methods))
     width, height = label + len(legs) * (tile + GAP), HEAD + len(methods) * (tile + GAP) + 3 * GAP
