@@ -8,6 +8,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+# What Lightning says of every run of this kind: frozen networks stay in eval mode, steps are taken by hand.
+_NOISE = (
+    "(?s).*(num_workers|LeafSpec|in eval mode at the start|pre-optimization state|log_every_n_steps"
+    "|exists and is not empty|dataloader is not resumable)"
+)
+
 TRAINING = ("fit", "validate", "test", "predict")
 
 
@@ -116,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*(num_workers|TypedStorage|sync_dist|log_every_n_steps).*")
+            warnings.filterwarnings("ignore", message=_NOISE)
             return _run(arguments)
     except KeyboardInterrupt:
         print("stopped; what was finished is kept", file=sys.stderr)

@@ -144,8 +144,10 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         right, other, wrong, wrong2 = (self.training_keys(self.key_spec, face.sample, leg) for leg in range(4))
         with torch.no_grad():
             z, attributes = self.identity(face.image), self._attributes(face.image)
-        hidden, hidden2 = self.transform(z, right)[0], self.transform(z, other)[0]
-        anonymized, anonymized2 = self._compose(hidden, attributes), self._compose(hidden2, attributes)
+        learns = any(p.requires_grad for p in self.transform.parameters())
+        with torch.set_grad_enabled(learns):  # a fitted transform gets no gradient: half of the renders need none
+            hidden, hidden2 = self.transform(z, right)[0], self.transform(z, other)[0]
+            anonymized, anonymized2 = self._compose(hidden, attributes), self._compose(hidden2, attributes)
         received = quantize(anonymized)
         code, attributes_again = self.compensation(self.identity(received)), self._attributes(received)
         opened, opened3, opened4 = (
