@@ -195,14 +195,20 @@ class MobileStyleGAN(Frozen):
 
     def features(self, w: Float[Tensor, "batch 23 512"]) -> Float[Tensor, "batch 128 128 256"]:
         """The 128-px features (channels last, sub-bands contiguous) that both the late blocks and the preview read."""
+        x = self._begin(w)
+        return torch.cat([self._grow(x[i : i + 1], w[i : i + 1]) for i in range(len(x))])
+
+    def _begin(self, w: Tensor) -> Tensor:
+        """The 32-px features, all faces at once."""
         styled = self.start * self.start_style(w[:, 0])[:, :, None, None]
         x = F.conv2d(styled, self.start_weight, padding=1) + self.start_noise + self.start_bias
         x = F.leaky_relu(x, SLOPE).permute(0, 2, 3, 1).contiguous()
         for i, block in enumerate(self.blocks[:BATCHED_BLOCKS]):
             x = block(x, w[:, 3 * i + 1 : 3 * i + 4])
-        return torch.cat([self._grow(x[i : i + 1], w[i : i + 1]) for i in range(len(x))])
+        return x
 
     def _grow(self, x: Tensor, w: Tensor) -> Tensor:
+        """From 32-px to 128-px features."""
         for i, block in enumerate(self.blocks[BATCHED_BLOCKS:PREVIEW_BLOCKS], BATCHED_BLOCKS):
             x = block(x, w[:, 3 * i + 1 : 3 * i + 4])
         return x
@@ -236,9 +242,7 @@ class MobileStyleGAN(Frozen):
         native = 256 if preview else self.native_size
         if size < 1 or native % size:
             raise ValueError(f"a size must divide {native}, got {size}")
-        x = self.features(w)
-        if preview:
-            image = self.preview_head(x, w)
-        else:
-            image = torch.cat([self.finish(x[i : i + 1], w[i : i + 1]) for i in range(len(x))])
+        finish = self.preview_head if preview else self.finish
+        faces = ((x[None], row[None]) for x, row in zip(self._begin(w), w, strict=True))
+        image = torch.cat([finish(self._grow(x, row), row) for x, row in faces])
         return image if size == native else F.avg_pool2d(image, native // size)

@@ -55,11 +55,16 @@ class PreviewHead(nn.Module):
     ) -> Float[Tensor, "batch 3 h2 w2"]:
         """Render the features ``(B, 128, 128, 256)`` as RGB ``(B, 3, 256, 256)`` in about [-1, 1]."""
         late = w[:, LATE_ROWS].mean(1)
-        x = features.permute(0, 3, 1, 2) * _scale(self.style, late)
-        hidden = F.leaky_relu(self.inward(x), 0.2)
+        # Both maps that read the styled features, in one product: the styles scale the rows of the matrix instead.
+        style = self.style(late)[:, :, None]
+        inward = style * self.inward.weight.flatten(1).T
+        direct = style * self.direct_style(late)[:, :, None] * self.direct.weight.flatten(1).T
+        both = torch.bmm(features.flatten(1, 2), torch.cat([inward, direct], 2)).view(*features.shape[:3], -1)
+        hidden, direct = both.permute(0, 3, 1, 2).split([inward.shape[2], direct.shape[2]], 1)
+        hidden = F.leaky_relu(hidden + self.inward.bias[:, None, None], 0.2)
         for depthwise, pointwise, style in zip(self.depthwise, self.pointwise, self.styles, strict=False):
             hidden = hidden + F.leaky_relu(pointwise(depthwise(hidden * _scale(style, late))), 0.2)
-        bands = self.outward(hidden * _scale(self.styles[-1], late)) + self.direct(x * _scale(self.direct_style, late))
+        bands = self.outward(hidden * _scale(self.styles[-1], late)) + direct
         ll, lh, hl, hh = bands.chunk(4, dim=1)
         top, bottom, left, right = ll + lh, ll - lh, hl + hh, hl - hh
         corners = torch.stack([top + left, top - left, bottom + right, bottom - right], 2)
