@@ -21,6 +21,7 @@ class FaceBatch(NamedTuple):
         attributes: Binary attributes as -1 / +1, ``(B, m)``.
         mask: Face region, 1 inside, ``(B, 1, H, W)``.
         w: Exact style code of a generated face, ``(B, L, 512)``.
+        z: Identity code of a cached face, ``(B, d)``, where a latent data module gives codes for pictures.
         sample: Number of the face within its data set, the same whatever the split, order or process, ``(B,)`` int64.
         place: Affine map from picture pixels (x, y) to this crop's pixels, ``(B, 2, 3)`` float32.
     """
@@ -30,6 +31,7 @@ class FaceBatch(NamedTuple):
     attributes: Float[Tensor, "*batch m"]
     mask: Tensor
     w: Tensor
+    z: Tensor
     sample: Int[Tensor, "*batch"]
     place: Tensor
 
@@ -41,6 +43,7 @@ def face_batch(
     attributes: Tensor | None = None,
     mask: Tensor | None = None,
     w: Tensor | None = None,
+    z: Tensor | None = None,
     sample: Tensor | None = None,
     place: Tensor | None = None,
 ) -> FaceBatch:
@@ -54,6 +57,7 @@ def face_batch(
         attributes=empty if attributes is None else attributes,
         mask=empty if mask is None else mask,
         w=empty if w is None else w,
+        z=empty if z is None else z,
         sample=number if sample is None else sample,
         place=empty if place is None else place,
     )

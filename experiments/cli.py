@@ -66,14 +66,16 @@ def train(arguments: Sequence[str]) -> None:
 
 def verbs() -> dict[str, Any]:
     """Every verb: its function, or a group of them."""
-    from experiments import benchmark, compare, convert, data, generator, judges, weights
+    from experiments import benchmark, compare, convert, data, generator, grids, judges, recipe, weights
 
     return {
         "fit": fit,
         "validate": validate,
         "test": test,
         "predict": predict,
+        "recipe": recipe.recipe,
         "compare": compare.compare,
+        "grid": grids.grid,
         "benchmark": benchmark.benchmark,
         "weights": {
             "_help": "Frozen networks by card, and our own trained weights.",

@@ -43,6 +43,9 @@ class KeyedCoupling(nn.Module):
         hidden: Widths of the subnets' hidden layers; ``None`` is ``dim`` × (1/2, 1/4, 1/4, 1/2), at least 8,
             which is the published 256, 128, 128, 256 at ``dim=512``.
         seed: Seed of the permutations, and of nothing else.
+        gin: Whether the blocks keep volumes (GIN, Sorrenson et al., 2020, "Disentanglement by Nonlinear ICA
+            with General Incompressible-flow Networks"): the mean of :math:`2 \tanh s` over the active half is
+            subtracted and :math:`c = 1`, so that ``log_det`` is 0.
 
     Example:
         >>> flow = KeyedCoupling(dim=8, key_dim=4, blocks=2)
@@ -60,6 +63,7 @@ class KeyedCoupling(nn.Module):
         blocks: int = 4,
         hidden: Sequence[int] | None = None,
         seed: int = 0,
+        gin: bool = False,
     ) -> None:
         super().__init__()
         if dim < 2:
@@ -76,11 +80,13 @@ class KeyedCoupling(nn.Module):
         self.flow = SequenceINN(dim)
         generator = torch.Generator().manual_seed(seed)
         for _ in range(blocks):
-            self.flow.append(AllInOneBlock, cond=0, cond_shape=(key_dim,), subnet_constructor=subnet)
+            self.flow.append(AllInOneBlock, cond=0, cond_shape=(key_dim,), subnet_constructor=subnet, gin_block=gin)
             # FrEIA draws from numpy's global state; replaced so that the same seed is the same architecture.
             permutation = torch.eye(dim)[torch.randperm(dim, generator=generator)]
             self.flow[-1].w_perm.data.copy_(permutation)
             self.flow[-1].w_perm_inv.data.copy_(permutation.T)
+            # FrEIA 0.2's GIN never reads it, and a parameter without a gradient stops a run on several GPUs.
+            self.flow[-1].global_scale.requires_grad_(not gin)
 
     def forward(
         self, z: Float[Tensor, "batch dim"], key: Float[Tensor, "batch key_dim"]

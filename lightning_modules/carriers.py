@@ -136,6 +136,13 @@ def through_file(
     return torch.stack(read).to(images.device) if read else images.detach().float()
 
 
+def through_file_straight(
+    images: Float[Tensor, "batch 3 height width"], carrier: str
+) -> Float[Tensor, "batch 3 height width"]:
+    """As :func:`through_file`, with the gradient of the identity (straight-through): what training recovers from."""
+    return images + (through_file(images.clamp(-1, 1), carrier) - images).detach()
+
+
 def write_picture(path: str | Path, image: Picture) -> None:
     """Write ``(3, H, W)`` in [-1, 1] whole or not at all: beside its place first, then renamed.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,3 +64,15 @@ def ms_ssim_loss(image: Image, target: Image) -> Tensor:
     """``1 − MS-SSIM`` of pictures in [-1, 1], with as many scales as their size allows (Wang et al., 2003)."""
     with torch.autocast(image.device.type, enabled=False):  # variances are differences of squares: bf16 loses them
         return 1 - ms_ssim(image.float().clamp(-1, 1) / 2 + 0.5, target.float() / 2 + 0.5).mean()
+
+
+def feature_distance(features: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Mean over layers of the squared distance of features ``(B, C, h, w)``, unit-normalised over channels.
+
+    LPIPS (Zhang et al., 2018, equation 1) without its learned channel weights, over whatever network gave the features:
+    it goes by that network's name, never by LPIPS's.
+    """
+    return sum(
+        (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean()
+        for a, b in zip(features, targets, strict=True)
+    ) / len(features)

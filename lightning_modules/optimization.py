@@ -8,6 +8,7 @@ Lightning refuses ``accumulate_grad_batches`` and ``gradient_clip_val`` under ma
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,16 +38,22 @@ class TrainingSteps(L.LightningModule):
         clip: Largest norm of each optimizer's gradients; ``None`` leaves them as they are.
         seed: Where training keys come from, together with the step and the sample.
         start: Trained weights to start from (checkpoint, safetensors or card); a resumed checkpoint comes after them.
+        decay: Let the learning rate of :meth:`scheduled` optimizers fall to zero along a cosine over ``max_steps``.
     """
 
     def __init__(
-        self, accumulate: int = 1, clip: float | None = None, seed: int = 0, start: str | Path | None = None
+        self,
+        accumulate: int = 1,
+        clip: float | None = None,
+        seed: int = 0,
+        start: str | Path | None = None,
+        decay: bool = False,
     ) -> None:
         super().__init__()
         if accumulate < 1:
             raise ValueError(f"accumulate must be at least 1, got {accumulate}")
         self.automatic_optimization = False
-        self.accumulate, self.clip, self.seed, self.start = accumulate, clip, seed, start
+        self.accumulate, self.clip, self.seed, self.start, self.decay = accumulate, clip, seed, start, decay
         self.training_seconds, self._resumed_at = 0.0, 0.0
 
     def setup(self, stage: str) -> None:
@@ -102,6 +109,26 @@ class TrainingSteps(L.LightningModule):
         finally:
             optimizer._on_before_step, optimizer._on_after_step = before, after
         optimizer.zero_grad()
+        if counts and self.decay:
+            self.lr_schedulers().step()
+
+    def scheduled(self, optimizer: torch.optim.Optimizer) -> Any:
+        """What ``configure_optimizers`` returns for the optimizer that ``counts``: it, and its schedule if it decays.
+
+        Raises:
+            ValueError: If the learning rate is to decay over a training without an end.
+        """
+        if not self.decay:
+            return optimizer
+        steps = self.trainer.max_steps
+        if steps <= 0:
+            raise ValueError("decay: true lets the learning rate fall over trainer.max_steps, which is not set")
+        warm_up = min(100, steps // 10)
+
+        def factor(step: int) -> float:
+            return min((step + 1) / (warm_up + 1), (1 + math.cos(math.pi * min(step / steps, 1))) / 2)
+
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
 
     def training_keys(self, spec: KeySpec, sample: Tensor, leg: int) -> Tensor:
         """Random keys, one a sample, drawn from (seed, step, sample, leg): the same on one process and on many."""

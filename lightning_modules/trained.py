@@ -37,7 +37,10 @@ def read_state(source: str | Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a readable checkpoint (damaged, or it holds more than tensors)") from error
-    return loaded.get("state_dict", loaded)
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds no named tensors, so it is not a checkpoint")
+    return state
 
 
 def load_trained(module: nn.Module, source: str | Path, prefix: str = "") -> None:

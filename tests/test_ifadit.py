@@ -3,10 +3,13 @@ import torch
 from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
 
 from datamodules.batch import face_batch
+from datamodules.latent import LatentDataModule
 from flows.conjugate import Conjugate
 from flows.coupling import KeyedCoupling
 from lightning_modules.ifadit import IFADITDisentangle, IFADITTransform
 from lightning_modules.ifadit.networks import AttributeEncoder, Compensation
+from lightning_modules.ifadit.refine import refine
+from lightning_modules.ifadit.transform import TransformWeights
 from lightning_modules.keys import KeyRing
 from lightning_modules.trained import load_trained, save_trained, weights_hash
 
@@ -57,7 +60,7 @@ def test_a_latent_warm_start_renders_nothing_and_needs_codes(quick_trainer, monk
     trainer = quick_trainer(3)
     trainer.fit(method, NoiseFaces(w_rows=5))
     assert trainer.logged_metrics["train/same/code"] > 0
-    with pytest.raises(ValueError, match="needs generated faces"):
+    with pytest.raises(ValueError, match="needs faces of this very generator"):
         quick_trainer(1).fit(disentangle(latent=True), NoiseFaces())
 
 
@@ -152,3 +155,98 @@ def test_more_live_rows_than_the_generator_has_are_refused():
 def test_preview_is_one_of_three_words():
     with pytest.raises(ValueError, match="train, always or never"):
         transform(preview="sometimes")
+
+
+class HalfMask(torch.nn.Module):
+    """The left half is the face."""
+
+    def forward(self, *pictures):
+        mask = torch.zeros_like(pictures[0][:, :1])
+        mask[..., : mask.shape[-1] // 2] = 1
+        return mask
+
+
+def test_a_mask_leaves_what_is_outside_of_it_as_it_was():
+    method, images = transform(flow(), mask=HalfMask()).eval(), torch.rand(2, 3, 64, 64) * 2 - 1
+    face, key = face_batch(images), torch.randn(2, 32)
+    for picture in (method.anonymize(face, key), method.recover(face, key), method.invert(face)):
+        torch.testing.assert_close(picture[..., 32:], images[..., 32:], rtol=0, atol=0)
+        assert not torch.equal(picture[..., :32], images[..., :32])
+
+
+def test_refining_brings_the_code_nearer_and_does_not_depend_on_the_batch():
+    generator, recognizer = LinearGenerator(), LinearRecognizer()
+    w, z = torch.randn(3, 5, 512) * 0.1, torch.nn.functional.normalize(torch.randn(3, 512), dim=1)
+    closer = refine(generator, recognizer, w, z, 20)
+
+    def met(codes):
+        return (recognizer(generator(codes)) * z).sum(1)
+
+    assert (met(closer) > met(w)).all()
+    torch.testing.assert_close(refine(generator, recognizer, w[:1], z[:1], 20), closer[:1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(refine(generator, recognizer, w, z, 0), w)
+
+
+def test_a_latent_phase_2_renders_nothing_and_needs_codes(quick_trainer, monkeypatch):
+    method = transform(flow(), latent=True, learning_rate=1e-2)
+    monkeypatch.setattr(method, "compose", lambda *_: pytest.fail("it rendered"))
+    before = snapshot(method)
+    trainer = quick_trainer(3)
+    trainer.fit(method, LatentDataModule(CodedFaces(), LinearRecognizer(), batch_size=8))
+    moved = {n for n, p in method.named_parameters() if not torch.equal(before[n], p)}
+    assert moved == {n for n, p in method.named_parameters() if p.requires_grad}
+    with pytest.raises(ValueError, match="needs identity codes"):
+        quick_trainer(1).fit(transform(flow(), latent=True), NoiseFaces())
+
+
+class CodedFaces(NoiseFaces):
+    """Codes of noise faces, as the cache of a latent data module would give them."""
+
+
+@pytest.fixture(autouse=True)
+def codes_of_noise(monkeypatch):
+    def cached(part, recognizer):
+        faces = part.whole()
+        return {"codes": recognizer(faces.image), "identity": faces.identity}
+
+    monkeypatch.setattr("datamodules.latent._cached", cached)
+
+
+def test_one_stage_trains_phase_1_along(quick_trainer):
+    method = transform(flow(), one_stage=True, learning_rate=1e-2)
+    before = snapshot(method)
+    quick_trainer(3).fit(method, NoiseFaces())
+    trained = {n for n, p in method.named_parameters() if p.requires_grad}
+    assert {n for n, p in method.named_parameters() if not torch.equal(before[n], p)} == trained
+    assert any(n.startswith("disentangler.fusion") for n in trained)
+
+
+@pytest.mark.parametrize(
+    "term", ["privacy", "diversity", "security", "recovery", "image", "perceptual", "inject", "icl"]
+)
+def test_each_term_of_phase_2_can_be_left_out(quick_trainer, term):
+    weights = TransformWeights(**{term: 0.0})
+    trainer = quick_trainer(1)
+    trainer.fit(transform(flow(), weights=weights), NoiseFaces())
+    assert torch.isfinite(torch.stack([v for v in trainer.logged_metrics.values()])).all()
+
+
+def test_a_term_without_its_network_is_refused():
+    with pytest.raises(ValueError, match="no landmarks network"):
+        transform(flow(), weights=TransformWeights(parsing=1.0))
+
+
+def test_some_steps_send_jpegs_and_the_gradient_passes():
+    image = (torch.rand(1, 3, 64, 64) * 2 - 1).requires_grad_()
+    sent = transform(flow(), jpeg=1.0)._send(image)
+    assert 0 < (sent - image).abs().max()
+    sent.sum().backward()
+    torch.testing.assert_close(image.grad, torch.ones_like(image))
+
+
+def test_the_learning_rate_decays_and_needs_an_end(quick_trainer):
+    method = disentangle(decay=True, learning_rate=1e-2)
+    quick_trainer(4).fit(method, NoiseFaces())
+    assert method.optimizers().param_groups[0]["lr"] < 1e-3
+    with pytest.raises(ValueError, match="max_steps"):
+        quick_trainer(-1, max_epochs=1).fit(disentangle(decay=True), NoiseFaces())

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from lightning_modules.anonymizer import RoundTrip, resize
 from lightning_modules.carriers import to_pixels
@@ -44,8 +45,13 @@ def grid_picture(trip: RoundTrip, titles: dict[str, str] | None = None, tile: in
     columns = [(title, images) for title, images in columns if images.numel()]
     if not columns:
         raise ValueError(f"no picture to draw: the round trip has none of {', '.join(titles)}")
+    return sheet(columns, tile)
+
+
+def sheet(columns: list[tuple[str, Tensor]], tile: int | None = None) -> Image.Image:
+    """Draw titled columns of pictures ``(n, 3, H, H)`` in [-1, 1], a row for each of the n."""
     tile = tile or max(96, columns[0][1].shape[-1])
-    rows = len(trip.original)
+    rows = len(columns[0][1])
     canvas = Image.new("RGB", (len(columns) * (tile + GAP) - GAP, HEAD + rows * (tile + GAP) - GAP), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     for column, (title, images) in enumerate(columns):

@@ -7,8 +7,10 @@ authors build on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,23 +18,43 @@ from torch.nn import functional as F
 
 from datamodules.batch import FaceBatch
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer, RoundTrip, resize
-from lightning_modules.carriers import through_file
+from lightning_modules.carriers import quantize, through_file
 from lightning_modules.ifadit.networks import AttributeEncoder, Fusion
 from lightning_modules.keys import KeyRing
-from lightning_modules.losses import ms_ssim_loss, weighted_sum
+from lightning_modules.losses import feature_distance, ms_ssim_loss, weighted_sum
+from lightning_modules.networks.perceptual import Perceptual, choose
 from lightning_modules.optimization import TrainingSteps
 
 
 @dataclass
 class DisentangleWeights:
-    """Weight of each term of phase 1 (OURS)."""
+    """Weight of each term of phase 1 (OURS); a term of weight 0 is not computed.
+
+    Attributes:
+        identity: 1 − cosine of the identity code asked for and the one of the picture rendered.
+        pixel: Squared error of the picture, in [-1, 1].
+        structure: 0.84 (1 − MS-SSIM) + 0.16 L1.
+        perceptual: LPIPS, or where its weights are missing the distance of the identity network's features; curves
+            call it by what it was, ``lpips`` or ``features``.
+        layout: Squared error of 16-px pictures to whom the attributes come from: where the face is, how it is lit.
+        landmarks: Squared error of landmarks to whom the attributes come from, in shares of 1 % of the side.
+        code: Squared error of the W+ code, on generated faces.
+        echo: The same on the model's own crossed renders, whose codes it knows: what recovery will have to read.
+        prior: Squared distance from the mean code.
+    """
 
     identity: float = 1.0
     pixel: float = 1.0
     structure: float = 0.5
+    perceptual: float = 0.5
     layout: float = 1.0
+    landmarks: float = 0.0
     code: float = 1.0
+    echo: float = 0.5
     prior: float = 0.005
+
+
+Trunk = Literal["own", "recognizer"]
 
 
 class Disentangler(nn.Module):
@@ -45,6 +67,7 @@ class Disentangler(nn.Module):
             preview head reads the rows from 16 on as one.
         width: Width of the attribute encoder.
         blocks: Residual blocks a stage of the attribute encoder.
+        trunk: ``own``: a residual trunk of that width; ``recognizer``: one that starts from the identity network.
     """
 
     def __init__(
@@ -54,12 +77,18 @@ class Disentangler(nn.Module):
         live_rows: int = 17,
         width: int = 32,
         blocks: int = 2,
+        trunk: Trunk = "own",
     ) -> None:
         super().__init__()
         if live_rows > generator.num_layers:
             raise ValueError(f"live_rows is {live_rows}, but this generator has {generator.num_layers} style rows")
         self.generator, self.recognizer = generator, recognizer
-        self.attribute_encoder = AttributeEncoder(live_rows, width, blocks)
+        started = None
+        if trunk == "recognizer":
+            if not hasattr(recognizer, "stages"):
+                raise ValueError(f"trunk: recognizer needs one with stages, such as MobileFaceNet, not {recognizer}")
+            started = [copy.deepcopy(stage).requires_grad_(True) for stage in recognizer.stages()]
+        self.attribute_encoder = AttributeEncoder(live_rows, width, blocks, trunk=started)
         self.fusion = Fusion()
 
     def codes(self, z: Tensor, attributes: Tensor) -> Tensor:
@@ -67,6 +96,12 @@ class Disentangler(nn.Module):
         w = self.fusion(z, attributes, self.generator.mean_w)
         rest = self.generator.num_layers - w.shape[1]
         return torch.cat([w, w[:, -1:].expand(-1, rest, -1)], 1)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """W+ codes of pictures; the identity network gets no gradient from here."""
+        with torch.no_grad():
+            z = self.recognizer(image)
+        return self.codes(z, self.attribute_encoder(image))
 
 
 class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
@@ -78,15 +113,22 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
         size: Pixels of the pictures, a divisor of the generator's size.
         width: Width of the attribute encoder.
         blocks: Residual blocks a stage of the attribute encoder.
+        trunk: Where the attribute encoder's trunk starts: a trunk of its ``own`` or the ``recognizer``'s.
         live_rows: Style rows told apart.
         preview: Train on the generator's preview head, about ten times cheaper; figures are always taken in full.
         latent: Warm start without rendering, on generated faces: only the terms ``code`` and ``prior``.
+        perceptual: ``lpips``, ``features`` (of the identity network), or ``auto``: LPIPS where its weights are.
+        landmarks: Frozen landmark network, pictures → ``(B, n, 2)`` in shares of the side; needed by that term.
         weights: Weight of each loss term.
         learning_rate: Adam's.
+        decay: Let it fall to zero along a cosine over ``trainer.max_steps``.
         accumulate: Batches whose gradients add up to one training step.
         clip: Largest norm of the gradients.
         seed: Seed of the training.
         start: Trained weights to start from: a checkpoint, safetensors or a card.
+
+    Raises:
+        ValueError: If the term ``landmarks`` has a weight but no network.
     """
 
     reversible = False
@@ -98,21 +140,32 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
         size: int = 256,
         width: int = 32,
         blocks: int = 2,
+        trunk: Trunk = "own",
         live_rows: int = 17,
         preview: bool = True,
         latent: bool = False,
+        perceptual: Perceptual = "auto",
+        landmarks: nn.Module | None = None,
         weights: DisentangleWeights = DisentangleWeights(),  # noqa: B008
         learning_rate: float = 1e-4,
+        decay: bool = False,
         accumulate: int = 1,
         clip: float | None = 1.0,
         seed: int = 0,
         start: str | Path | None = None,
     ) -> None:
-        super().__init__(accumulate=accumulate, clip=clip, seed=seed, start=start)
+        super().__init__(accumulate=accumulate, clip=clip, seed=seed, start=start, decay=decay)
+        if weights.landmarks and landmarks is None:
+            raise ValueError(
+                f"the term landmarks has the weight {weights.landmarks}, but no landmarks network is given"
+            )
         self.size, self.preview, self.weights, self.learning_rate = size, preview, weights, learning_rate
         self.latent = latent
-        self.disentangler = Disentangler(generator, recognizer, live_rows, width, blocks)
-        self.loss_networks = frozenset(getattr(recognizer, "card_hashes", {}))
+        self.disentangler = Disentangler(generator, recognizer, live_rows, width, blocks, trunk)
+        self.landmarks = landmarks
+        self.lpips = choose(perceptual) if weights.perceptual and not latent else None
+        named = [module for module in (recognizer, landmarks, self.lpips) if module is not None]
+        self.loss_networks = frozenset(name for m in named for name in getattr(m, "card_hashes", {}))
 
     def render(self, w: Tensor) -> Image:
         """Pictures of W+ codes: by the preview head while training, in full otherwise."""
@@ -121,8 +174,7 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
 
     def invert(self, face: FaceBatch) -> Image:
         """``G(MLP([E_id(x) ; E_att(x)]))``."""
-        parts = self.disentangler
-        return self.render(parts.codes(parts.recognizer(face.image), parts.attribute_encoder(face.image)))
+        return self.render(self.disentangler.encode(face.image))
 
     @torch.no_grad()
     def round_trip(self, batch: FaceBatch, keys: KeyRing, carrier: str = "png") -> RoundTrip:
@@ -148,43 +200,73 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
             z = parts.recognizer(face.image)
         source = face.image.roll(1, 0) if crossed else face.image
         w = parts.codes(z, parts.attribute_encoder(source))
+        terms = dict.fromkeys((field.name for field in fields(self.weights)), w.new_zeros(()))
+        terms["prior"] = (w - parts.generator.mean_w).square().mean()
         if self.latent:
-            terms = self._latent_terms(face, w)
+            terms["code"] = self._code(face, w)
+        elif crossed:
+            terms |= self._crossed(source, z, w)
         else:
-            terms = self._terms(face, source, z, w, self.render(w), same=not crossed)
+            terms |= self._same(face, z, w)
         self.descend(weighted_sum(terms, self.weights), optimizer, batch_idx, counts=True)
         kind = "crossed" if crossed else "same"
-        self.log_dict({f"train/{kind}/{name}": term.detach() for name, term in terms.items()})
+        names = {"perceptual": "features" if self.lpips is None else "lpips"}
+        self.log_dict({f"train/{kind}/{names.get(name, name)}": term.detach() for name, term in terms.items()})
 
-    def _latent_terms(self, face: FaceBatch, w: Tensor) -> dict[str, Tensor]:
-        """What can be said of codes alone.
+    def _code(self, face: FaceBatch, w: Tensor) -> Tensor:
+        """Squared error of the codes, which generated faces have.
 
         Raises:
             ValueError: If the faces have no style codes.
         """
-        if face.w.shape[-1] != w.shape[-1]:
-            raise ValueError("latent: true needs generated faces, whose style codes are known")
-        terms = dict.fromkeys(("identity", "pixel", "structure", "layout"), w.new_zeros(()))
-        prior = (w - self.disentangler.generator.mean_w).square().mean()
-        return {**terms, "code": F.mse_loss(w, face.w), "prior": prior}
+        if face.w.shape[1:] != w.shape[1:]:
+            raise ValueError("latent: true needs faces of this very generator, whose style codes are known")
+        return F.mse_loss(w, face.w)
 
-    def _terms(
-        self, face: FaceBatch, source: Tensor, z: Tensor, w: Tensor, image: Tensor, same: bool
-    ) -> dict[str, Tensor]:
-        """Identity and layout always; the rest only where the attributes are the face's own."""
-        parts, zero = self.disentangler, image.new_zeros(())
-        generated = same and face.w.shape[-1] == w.shape[-1]
+    def _same(self, face: FaceBatch, z: Tensor, w: Tensor) -> dict[str, Tensor]:
+        """The face with its own identity and attributes: a reconstruction."""
+        image, zero = self.render(w), w.new_zeros(())
+        met, features = self._pyramid(image)
+        with torch.no_grad():
+            _, wanted = self._pyramid(face.image)
         return {
-            "identity": (1 - F.cosine_similarity(parts.recognizer(image), z)).mean(),
-            "pixel": F.mse_loss(image, face.image) if same else zero,
-            "structure": 0.84 * ms_ssim_loss(image, face.image) + 0.16 * F.l1_loss(image, face.image) if same else zero,
-            # Where the face is and how it is lit: 16-px pictures of the result and of the attributes' source.
-            "layout": F.mse_loss(resize(image, 16), resize(source, 16)),
-            "code": F.mse_loss(w, face.w) if generated else zero,
-            "prior": (w - parts.generator.mean_w).square().mean(),
+            "identity": (1 - F.cosine_similarity(met, z)).mean(),
+            "pixel": F.mse_loss(image, face.image),
+            "structure": 0.84 * ms_ssim_loss(image, face.image) + 0.16 * F.l1_loss(image, face.image),
+            "perceptual": feature_distance(features, wanted) if self.lpips is None else self.lpips(image, face.image),
+            "landmarks": self._landmark_error(image, face.image),
+            "code": self._code(face, w) if face.w.shape[1:] == w.shape[1:] else zero,
         }
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def _crossed(self, source: Tensor, z: Tensor, w: Tensor) -> dict[str, Tensor]:
+        """One face's identity with another's attributes; the result, encoded again, must give its code back."""
+        parts, image = self.disentangler, self.render(w)
+        terms = {
+            "identity": (1 - F.cosine_similarity(parts.recognizer(image), z)).mean(),
+            "layout": F.mse_loss(resize(image, 16), resize(source, 16)),
+            "landmarks": self._landmark_error(image, source),
+        }
+        if self.weights.echo:
+            again = parts.encode(quantize(image.detach()))
+            terms["echo"] = F.mse_loss(again, w.detach())
+        return terms
+
+    def _pyramid(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Identity codes, and features where the perceptual term wants them."""
+        recognizer = self.disentangler.recognizer
+        if self.lpips is None and self.weights.perceptual:
+            return recognizer.pyramid(image)
+        return recognizer(image), []
+
+    def _landmark_error(self, image: Tensor, source: Tensor) -> Tensor:
+        """Mean squared distance of landmarks, in units of 1 % of the side."""
+        if self.landmarks is None:
+            return image.new_zeros(())
+        with torch.no_grad():
+            wanted = self.landmarks(source)
+        return 1e4 * (self.landmarks(image) - wanted).square().sum(2).mean()
+
+    def configure_optimizers(self) -> Any:
         """Adam over the attribute encoder and the fusion."""
         parameters = [p for p in self.parameters() if p.requires_grad]
-        return torch.optim.Adam(parameters, lr=self.learning_rate)
+        return self.scheduled(torch.optim.Adam(parameters, lr=self.learning_rate))

@@ -1,13 +1,16 @@
 """iFADIT, phase 2: hide the identity code by a keyed transform, and bring it back from the saved picture.
 
-KNOWN: the pipeline (anonymize, recover, ICL before the inverse only) and the push/pull losses. OURS: the loss weights,
-the ``inject`` and ``icl`` terms, and every transform but ``flow``.
+KNOWN: the pipeline (anonymize, recover, ICL before the inverse only), the push/pull losses, the names of the terms and
+of the ablations, and that the rendered face is pasted by a soft mask. OURS: the loss weights, the ``inject`` and
+``icl`` terms, every transform but ``flow``, the latent warm start, the refinement, and that a recovered face is pasted
+on the anonymized picture, the only one a recipient has.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -17,26 +20,45 @@ from torch.nn import functional as F
 from datamodules.batch import FaceBatch
 from flows.conjugate import Conjugate
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer
-from lightning_modules.carriers import quantize
-from lightning_modules.ifadit.disentangle import Disentangler
+from lightning_modules.carriers import quantize, through_file_straight
+from lightning_modules.ifadit.disentangle import Disentangler, Trunk
 from lightning_modules.ifadit.networks import Compensation
+from lightning_modules.ifadit.refine import refine
 from lightning_modules.keys import KeySpec
-from lightning_modules.losses import pull_together, push_apart, spread, weighted_sum
+from lightning_modules.losses import feature_distance, pull_together, push_apart, spread, weighted_sum
+from lightning_modules.networks.perceptual import Perceptual, choose
 from lightning_modules.optimization import TrainingSteps
+from lightning_modules.paste import paste
 from lightning_modules.trained import load_trained
 
 
 @dataclass
 class TransformWeights:
-    """Weight of each term of phase 2 (OURS, after RiDDLE)."""
+    """Weight of each term of phase 2 (OURS, after RiDDLE); 0 is the ablation of a term.
+
+    Attributes:
+        privacy: Push the identities of x and of what two keys make of it apart.
+        diversity: Push two keys' people apart, and the people of a batch.
+        security: Push apart what wrong keys open, the original and what the right key opens.
+        recovery: Pull the original and what the right key opens together, as code and as picture.
+        image: L1 of the recovered picture to the original, and 0.05 of the anonymized ones'.
+        perceptual: LPIPS of the recovered picture, or the identity network's features where its weights are missing.
+        parsing: Squared error of landmarks of every leg, in units of 1 % of the side; a stand-in for parsing logits.
+        inject: The rendered face must carry the code it was given.
+        icl: What is read from the saved picture, compensated, must be the code that was hidden in it.
+        norm: ``(log ‖z_a‖)²``: a re-encoded face carries no length, so a flow must not hide anything in it.
+    """
 
     privacy: float = 1.0
     diversity: float = 1.0
     security: float = 1.0
     recovery: float = 1.0
     image: float = 1.0
+    perceptual: float = 0.5
+    parsing: float = 0.0
     inject: float = 1.0
     icl: float = 1.0
+    norm: float = 0.1
 
 
 class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
@@ -45,21 +67,36 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
     Args:
         generator: Frozen generator.
         recognizer: Frozen identity network.
-        transform: A flow with ``forward(z, key)`` and ``inverse(z, key)``: :class:`flows.coupling.KeyedCoupling` as
-            published, or :class:`flows.conjugate.Conjugate`.
+        transform: A flow with ``forward(z, key)`` and ``inverse(z, key)`` of the room :mod:`flows`.
         disentangled: Weights of phase 1 (a checkpoint, safetensors or a card); ``None`` takes those of a checkpoint
             loaded later, or leaves phase 1 untrained.
         size: Pixels of the pictures.
         width: Width of the attribute encoder, as in phase 1.
         blocks: Residual blocks a stage of the attribute encoder, as in phase 1.
+        trunk: Where the encoder's trunk starts, as in phase 1.
         live_rows: Style rows told apart, as in phase 1.
         preview: Render by the preview head: ``train`` (figures in full), ``always`` or ``never``.
+        mask: Finds the region of the faces of the picture at hand and of the rendered one, ``(B, 3, H, W)`` twice →
+            ``(B, 1, H, W)``, for pasting the one into the other (:class:`lightning_modules.paste.FaceMask`); ``None``
+            hands out the rendered picture whole.
+        refine: Steps of optimisation a picture, of its style codes towards the identity code they were given.
+        icl_sees_key: Whether the compensation reads the key; for transforms with an approximate inverse.
+        one_stage: Train phase 1's networks along with the transform (an ablation).
+        latent: Warm start without pictures, on the identity codes of a
+            :class:`datamodules.latent.LatentDataModule`.
+        jpeg: Share of the training steps that send the anonymized picture as JPEG of quality 75, not as PNG.
+        perceptual: ``lpips``, ``features`` (of the identity network), or ``auto``: LPIPS where its weights are.
+        landmarks: Frozen landmark network, pictures → ``(B, n, 2)`` in shares of the side; needed by ``parsing``.
         weights: Weight of each loss term.
         learning_rate: Adam's.
+        decay: Let it fall to zero along a cosine over ``trainer.max_steps``.
         accumulate: Batches whose gradients add up to one training step.
         clip: Largest norm of the gradients.
         seed: Where training keys come from.
         start: Trained weights to start from: a checkpoint, safetensors or a card.
+
+    Raises:
+        ValueError: If an option is out of its range, or ``parsing`` has a weight but no landmark network.
     """
 
     def __init__(
@@ -71,67 +108,99 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         size: int = 256,
         width: int = 32,
         blocks: int = 2,
+        trunk: Trunk = "own",
         live_rows: int = 17,
         preview: str = "train",
+        mask: nn.Module | None = None,
+        refine: int = 0,
+        icl_sees_key: bool = False,
+        one_stage: bool = False,
+        latent: bool = False,
+        jpeg: float = 0.0,
+        perceptual: Perceptual = "auto",
+        landmarks: nn.Module | None = None,
         weights: TransformWeights = TransformWeights(),  # noqa: B008
         learning_rate: float = 1e-4,
+        decay: bool = False,
         accumulate: int = 1,
         clip: float | None = 1.0,
         seed: int = 0,
         start: str | Path | None = None,
     ) -> None:
-        super().__init__(accumulate=accumulate, clip=clip, seed=seed, start=start)
+        super().__init__(accumulate=accumulate, clip=clip, seed=seed, start=start, decay=decay)
         if preview not in ("train", "always", "never"):
             raise ValueError(f"preview must be train, always or never, got {preview!r}")
+        if refine < 0 or not 0 <= jpeg <= 1:
+            raise ValueError(f"refine must be at least 0 and jpeg a share from 0 to 1, got {refine} and {jpeg}")
+        if weights.parsing and landmarks is None:
+            raise ValueError(f"the term parsing has the weight {weights.parsing}, but no landmarks network is given")
         self.size, self.preview, self.weights, self.learning_rate = size, preview, weights, learning_rate
-        self.disentangler = Disentangler(generator, recognizer, live_rows, width, blocks)
+        self.mask, self.refine, self.latent, self.jpeg = mask, refine, latent, jpeg
+        self.disentangler = Disentangler(generator, recognizer, live_rows, width, blocks, trunk)
         if disentangled is not None:
             load_trained(self, disentangled, prefix="disentangler.")
-        self.disentangler.requires_grad_(False)
-        self.transform, self.compensation = transform, Compensation()
+        if not one_stage:
+            self.disentangler.requires_grad_(False)
         self.key_spec = KeySpec(transform.key_kind, transform.key_length)
-        self.loss_networks = frozenset(getattr(recognizer, "card_hashes", {}))
+        self.transform = transform
+        self.icl_sees_key = icl_sees_key
+        self.compensation = Compensation(transform.key_length if icl_sees_key else 0)
+        self.landmarks = landmarks
+        self.lpips = choose(perceptual) if weights.perceptual and not latent else None
+        named = [module for module in (recognizer, landmarks, self.lpips) if module is not None]
+        self.loss_networks = frozenset(name for m in named for name in getattr(m, "card_hashes", {}))
 
     # -- the two verbs ------------------------------------------------------------------------------------------
 
     def anonymize(self, face: FaceBatch, key: Tensor) -> Image:
-        """``G(MLP([F(E_id(x) | k) ; E_att(x)]))``."""
+        """``paste(G(MLP([F(E_id(x) | k) ; E_att(x)])), x)``."""
         hidden, _ = self.transform(self.identity(face.image), self.key_spec.check(key, len(face.image)))
-        return self._compose(hidden, self._attributes(face.image))
+        return self.compose(hidden, self.attributes_of(face.image), face.image)
 
     def recover(self, face: FaceBatch, key: Tensor) -> Image:
-        """``G(MLP([F⁻¹(ICL(E_id(x̃_a)) | k) ; E_att(x̃_a)]))``: the saved picture and the key are all it takes."""
-        return self._compose(self._open(face.image, key), self._attributes(face.image))
+        """``paste(G(MLP([F⁻¹(ICL(E_id(x̃_a)) | k) ; E_att(x̃_a)])), x̃_a)``: the saved picture and the key are all."""
+        code = self._compensate(self.identity(face.image), key)
+        return self.compose(self._open(code, key), self.attributes_of(face.image), face.image)
 
     def invert(self, face: FaceBatch) -> Image:
         """The auto-encoding of the face, the bound of any recovery."""
-        return self._compose(self.identity(face.image), self._attributes(face.image))
+        return self.compose(self.identity(face.image), self.attributes_of(face.image), face.image)
 
     def identity(self, image: Image) -> Tensor:
         """Unit identity codes ``(B, 512)``."""
         return self.disentangler.recognizer(image)
 
-    def _attributes(self, image: Image) -> Tensor:
+    def attributes_of(self, image: Image) -> Tensor:
+        """Attribute codes ``(B, live_rows, 512)``."""
         return self.disentangler.attribute_encoder(image)
 
-    def _open(self, image: Image, key: Tensor) -> Tensor:
-        code = self.compensation(self.identity(image))
-        return F.normalize(self.transform.inverse(code, self.key_spec.check(key, len(image)))[0], dim=1)
+    def _compensate(self, code: Tensor, key: Tensor) -> Tensor:
+        return self.compensation(code, self.key_spec.check(key, len(code)) if self.icl_sees_key else None)
 
-    def _compose(self, z: Tensor, attributes: Tensor) -> Image:
+    def _open(self, code: Tensor, key: Tensor) -> Tensor:
+        return F.normalize(self.transform.inverse(code, self.key_spec.check(key, len(code)))[0], dim=1)
+
+    def compose(self, z: Tensor, attributes: Tensor, picture: Image) -> Image:
+        """Render an identity with attributes, and paste it where the face of ``picture`` is."""
+        z, parts = F.normalize(z, dim=1), self.disentangler
+        w = parts.codes(z, attributes)
+        if self.refine and not self.training:
+            w = refine(parts.generator, parts.recognizer, w, z, self.refine)
         preview = self.preview == "always" or (self.preview == "train" and self.training)
-        w = self.disentangler.codes(F.normalize(z, dim=1), attributes)
-        generator = self.disentangler.generator
-        return generator(w, size=self.size, preview=True) if preview else generator(w, size=self.size)
+        rendered = parts.generator(w, size=self.size, **({"preview": True} if preview else {}))
+        return rendered if self.mask is None else paste(rendered, picture, self.mask(picture, rendered))
 
     # -- training -----------------------------------------------------------------------------------------------
 
     def prepare(self, datamodule: LightningDataModule) -> None:
-        """Fit the linear transform to the training faces, once: seconds, and nothing else is learned here."""
+        """Fit a ``conjugate`` transform to the training faces, once."""
         if not isinstance(self.transform, Conjugate) or float(self.transform.scales[0]) > 0:
             return
-        codes = [self.identity(self.fit_size(batch).image.to(self.device)) for batch in datamodule.gallery_dataloader()]
-        self.transform.fit_(torch.cat(codes))
+        codes = [
+            batch.z if batch.z.shape[-1] else self.identity(self.fit_size(batch).image.to(self.device))
+            for batch in datamodule.gallery_dataloader()
+        ]
+        self.transform.fit_(torch.cat([code.to(self.device) for code in codes]))
 
     def on_fit_start(self) -> None:
         """Fit the transform before the first step."""
@@ -140,41 +209,113 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
 
     def training_step(self, batch: FaceBatch, batch_idx: int) -> None:
         """Hide under two keys, save, open with the right key and with two wrong ones."""
-        face, optimizer = self.fit_size(batch), self.optimizers()
-        right, other, wrong, wrong2 = (self.training_keys(self.key_spec, face.sample, leg) for leg in range(4))
-        with torch.no_grad():
-            z, attributes = self.identity(face.image), self._attributes(face.image)
-        learns = any(p.requires_grad for p in self.transform.parameters())
-        with torch.set_grad_enabled(learns):  # a fitted transform gets no gradient: half of the renders need none
-            hidden, hidden2 = self.transform(z, right)[0], self.transform(z, other)[0]
-            anonymized, anonymized2 = self._compose(hidden, attributes), self._compose(hidden2, attributes)
-        received = quantize(anonymized)
-        code, attributes_again = self.compensation(self.identity(received)), self._attributes(received)
-        opened, opened3, opened4 = (
-            F.normalize(self.transform.inverse(code, key)[0], dim=1) for key in (right, wrong, wrong2)
-        )
-        recovered = self._compose(opened, attributes_again)
-        met, met2, met_again = (self.identity(x) for x in (anonymized, anonymized2, recovered))
-        strangers = [
-            z,
-            met_again,
-            opened3,
-            opened4,
-        ]  # wrong openings are judged in code space: no picture is spent
-        pairs = [(a, b) for i, a in enumerate(strangers) for b in strangers[i + 1 :]][1:]  # all but (x, x_r)
-        terms = {
-            "privacy": push_apart(z, met) + push_apart(z, met2),
-            "diversity": push_apart(met, met2) + spread(met),
-            "security": sum(push_apart(a, b) for a, b in pairs) / len(pairs),
-            "recovery": pull_together(z, met_again) + (1 - F.cosine_similarity(z, opened)).mean(),
-            "image": F.l1_loss(recovered, face.image),
-            "inject": (1 - F.cosine_similarity(met, hidden)).mean(),
-            "icl": (code - F.normalize(hidden, dim=1)).square().sum(1).mean()
-            + (1 - F.cosine_similarity(code, hidden)).mean(),
-        }
-        self.descend(weighted_sum(terms, self.weights), optimizer, batch_idx, counts=True)
-        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+        keys = [self.training_keys(self.key_spec, batch.sample, leg) for leg in range(4)]
+        found = self._latent_terms(batch, *keys) if self.latent else self._terms(self.fit_size(batch), *keys)
+        zero = next(iter(found.values())).new_zeros(())
+        terms = {field.name: found.get(field.name, zero) for field in fields(self.weights)}
+        self.descend(weighted_sum(terms, self.weights), self.optimizers(), batch_idx, counts=True)
+        names = {"perceptual": "features" if self.lpips is None else "lpips"}
+        self.log_dict({f"train/{names.get(name, name)}": term.detach() for name, term in terms.items()})
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def _terms(self, face: FaceBatch, right: Tensor, other: Tensor, *wrong: Tensor) -> dict[str, Tensor]:
+        """The terms of methods.md 1.3, on pictures; a leg that only terms of weight 0 ask for is not rendered."""
+        with torch.no_grad():
+            z = self.identity(face.image)
+        # a fitted transform gets no gradient: half of the renders then need none
+        frozen = not any(p.requires_grad for part in (self.transform, self.disentangler) for p in part.parameters())
+        with torch.set_grad_enabled(not frozen):
+            attributes = self.attributes_of(face.image)
+            hidden, hidden2 = self.transform(z, right)[0], self.transform(z, other)[0]
+            legs = [self.compose(hidden, attributes, face.image)]
+            if self._asked("diversity"):
+                legs.append(self.compose(hidden2, attributes, face.image))
+            met = [self.identity(leg) for leg in legs]
+        received = self._send(legs[0])
+        read = self.identity(received)
+        code = self._compensate(read, right)
+        opened = self._open(code, right)
+        terms = {
+            "inject": sum((1 - F.cosine_similarity(a, b)).mean() for a, b in zip(met, (hidden, hidden2), strict=False)),
+            "icl": self._icl(code, hidden),
+            "recovery": (1 - F.cosine_similarity(z, opened)).mean(),
+        }
+        met_again = opened
+        if self._asked("recovery", "image", "perceptual", "parsing", "security"):
+            recovered = self.compose(opened, self.attributes_of(received), received)
+            met_again, terms["perceptual"] = self._look(recovered, face.image)
+            terms["recovery"] = terms["recovery"] + pull_together(z, met_again)
+            terms["image"] = F.l1_loss(recovered, face.image) + 0.05 * sum(F.l1_loss(leg, face.image) for leg in legs)
+            terms["parsing"] = sum(self._landmark_error(leg, face.image) for leg in (*legs, recovered))
+        # wrong openings are judged in code space: no picture is spent
+        lost = [self._open(self._compensate(read, key), key) for key in wrong]
+        return terms | self._code_terms(z, hidden, met, met_again, lost)
+
+    def _asked(self, *terms: str) -> bool:
+        return any(getattr(self.weights, term) for term in terms)
+
+    def _latent_terms(self, face: FaceBatch, right: Tensor, other: Tensor, *wrong: Tensor) -> dict[str, Tensor]:
+        """The terms that need no picture; rendering and encoding again is a step towards another person's code.
+
+        Raises:
+            ValueError: If the batch holds pictures and no codes.
+        """
+        if not face.z.shape[-1]:
+            raise ValueError("latent: true needs identity codes: a datamodules.latent.LatentDataModule")
+        z = F.normalize(face.z, dim=1)
+        hidden, hidden2 = self.transform(z, right)[0], self.transform(z, other)[0]
+        # as far off as a rendered face's code is from the one it was given: a cosine of about 0.8
+        received = F.normalize(F.normalize(hidden, dim=1) + 0.75 * z.roll(1, 0), dim=1)
+        code = self._compensate(received, right)
+        opened = self._open(code, right)
+        lost = [self._open(self._compensate(received, key), key) for key in wrong]
+        return self._code_terms(z, hidden, [hidden, hidden2], opened, lost) | {
+            "recovery": (1 - F.cosine_similarity(z, opened)).mean(),
+            "icl": self._icl(code, hidden),
+        }
+
+    def _code_terms(
+        self, z: Tensor, hidden: Tensor, met: list[Tensor], met_again: Tensor, lost: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """Privacy, diversity and security of identities, and the norm of what hides them."""
+        strangers = [z, met_again, *lost]
+        pairs = [(a, b) for i, a in enumerate(strangers) for b in strangers[i + 1 :]][1:]  # all but (x, x_r)
+        return {
+            "privacy": sum(push_apart(z, code) for code in met),
+            "diversity": (push_apart(*met) if len(met) > 1 else 0) + spread(met[0]),
+            "security": sum(push_apart(a, b) for a, b in pairs) / len(pairs),
+            "norm": hidden.norm(dim=1).log().square().mean(),
+        }
+
+    @staticmethod
+    def _icl(code: Tensor, hidden: Tensor) -> Tensor:
+        wanted = F.normalize(hidden, dim=1)
+        return (code - wanted).square().sum(1).mean() + (1 - F.cosine_similarity(code, wanted)).mean()
+
+    def _send(self, image: Image) -> Image:
+        """What arrives: 8 bits, some of the time through JPEG; the gradient passes straight through."""
+        draw = torch.rand((), generator=torch.Generator().manual_seed(self.global_step))
+        return through_file_straight(image, "jpeg75") if draw < self.jpeg else quantize(image)
+
+    def _look(self, image: Image, target: Image) -> tuple[Tensor, Tensor]:
+        """Identity codes of ``image``, and its perceptual distance to ``target``."""
+        if not self.weights.perceptual:
+            return self.identity(image), image.new_zeros(())
+        if self.lpips is not None:
+            return self.identity(image), self.lpips(image, target)
+        with torch.no_grad():
+            _, wanted = self.disentangler.recognizer.pyramid(target)
+        codes, features = self.disentangler.recognizer.pyramid(image)
+        return codes, feature_distance(features, wanted)
+
+    def _landmark_error(self, image: Image, target: Image) -> Tensor:
+        if self.landmarks is None:
+            return image.new_zeros(())
+        with torch.no_grad():
+            wanted = self.landmarks(target)
+        return 1e4 * (self.landmarks(image) - wanted).square().sum(2).mean()
+
+    def configure_optimizers(self) -> Any:
         """Adam over what is trained: the flow, if it learns, and the compensation."""
-        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.learning_rate)
+        return self.scheduled(
+            torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.learning_rate)
+        )

@@ -1,0 +1,101 @@
+"""Identity codes instead of pictures: what a warm start in latent space trains on."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from datamodules.archives import cache_folder
+from datamodules.batch import FaceBatch, face_batch
+from datamodules.faces import FaceDataModule
+
+
+class Codes(Dataset[FaceBatch]):
+    """Codes ``(n, d)`` as faces without pictures: ``image`` is ``(3, 1, 1)`` and black.
+
+    Args:
+        codes: Identity codes.
+        identity: Number of each person.
+    """
+
+    def __init__(self, codes: Tensor, identity: Tensor) -> None:
+        self.codes, self.identity = codes, identity
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, row: int) -> FaceBatch:
+        blank = torch.full((3, 1, 1), -1.0)
+        return face_batch(blank, z=self.codes[row], identity=self.identity[row], sample=torch.tensor(row))
+
+
+class LatentDataModule(L.LightningDataModule):
+    """Identity codes of the training faces of another data module (or of its parts), computed once and cached.
+
+    The cache's name holds the hashes of the faces and of the identity network.
+
+    Args:
+        faces: Whose training faces.
+        recognizer: Frozen identity network, pictures ``(B, 3, H, W)`` → codes ``(B, d)``.
+        batch_size: Codes in a batch, on each process.
+    """
+
+    def __init__(self, faces: L.LightningDataModule, recognizer: nn.Module, batch_size: int = 256) -> None:
+        super().__init__()
+        self.faces, self.recognizer, self.batch_size = faces, recognizer, batch_size
+
+    def prepare_data(self) -> None:
+        """Compute the codes, on one process."""
+        self.codes()
+
+    def codes(self) -> Codes:
+        """Codes of the training faces, in order.
+
+        Raises:
+            ValueError: If the data set has no training faces.
+        """
+        parts = getattr(self.faces, "parts", [self.faces])
+        found = [_cached(part, self.recognizer) for part in parts]
+        return Codes(torch.cat([part["codes"] for part in found]), torch.cat([part["identity"] for part in found]))
+
+    def train_dataloader(self) -> DataLoader[FaceBatch]:
+        """Shuffled codes."""
+        codes = self.codes()
+        world, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        sampler = DistributedSampler(codes, world, rank, shuffle=True, drop_last=True)
+        return DataLoader(codes, self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
+
+    def gallery_dataloader(self) -> Any:
+        """All codes, in order."""
+        return DataLoader(self.codes(), self.batch_size)
+
+    def val_dataloader(self) -> list[Any]:
+        """None: figures are taken on pictures."""
+        return []
+
+
+@torch.no_grad()
+def _cached(part: FaceDataModule, recognizer: nn.Module) -> dict[str, Tensor]:
+    folder = part.dataset("train").folder
+    hashes = " ".join(f"{k}={v}" for k, v in sorted(getattr(recognizer, "card_hashes", {}).items()))
+    path = cache_folder() / "codes" / f"{sha256(f'{folder.name} {hashes}'.encode()).hexdigest()[:16]}.safetensors"
+    if not path.is_file():
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        recognizer.to(device)
+        batches = track(part.gallery_dataloader(), f"identity codes of {part.faces.name}")
+        rows = [(recognizer(batch.image.to(device)).cpu(), batch.identity) for batch in batches]
+        recognizer.cpu()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(f"{path}.part")
+        save_file({"codes": torch.cat([z for z, _ in rows]), "identity": torch.cat([i for _, i in rows])}, beside)
+        beside.replace(path)
+    return load_file(path)

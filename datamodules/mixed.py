@@ -1,0 +1,104 @@
+"""Several data sets in one training: batches of real faces and batches of generated ones, by share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from datamodules.batch import FaceBatch
+from datamodules.faces import FaceDataModule
+
+
+class MixedLoader:
+    """Batches of several loaders by share, in an order without chance: each batch is whole of one loader.
+
+    The next batch comes from the loader that is furthest behind its share, so every process of a training takes
+    them in the same order. A loader that ends starts anew, reshuffled; a pass ends with the first loader's.
+
+    Args:
+        loaders: Loaders, the first of which measures a pass.
+        shares: What share of the batches each gives; positive.
+    """
+
+    def __init__(self, loaders: list[DataLoader[FaceBatch]], shares: list[float]) -> None:
+        self.loaders = loaders
+        self.shares = [share / sum(shares) for share in shares]
+        self._passes = 0
+
+    def __len__(self) -> int:
+        return round(len(self.loaders[0]) / self.shares[0])
+
+    def __iter__(self) -> Iterator[FaceBatch]:
+        running = [self._start(loader) for loader in self.loaders]
+        given = [0] * len(self.loaders)
+        for count in range(1, len(self) + 1):
+            at = max(range(len(given)), key=lambda i: self.shares[i] * count - given[i])
+            given[at] += 1
+            batch = next(running[at], None)
+            if batch is None:
+                running[at] = self._start(self.loaders[at])
+                batch = next(running[at])
+            yield batch
+
+    def _start(self, loader: DataLoader[FaceBatch]) -> Iterator[FaceBatch]:
+        self._passes += 1
+        if hasattr(loader.sampler, "set_epoch"):  # Lightning cannot see into here
+            loader.sampler.set_epoch(self._passes)
+        return iter(loader)
+
+
+class MixedFaceDataModule(L.LightningDataModule):
+    """Several data sets that train together; the first one validates and tests.
+
+    Batches are not mixed within: generated faces have style codes and real ones have none.
+
+    Args:
+        parts: Data modules of one picture size.
+        shares: Share of the training batches that each gives; ``None``: equal shares.
+
+    Raises:
+        ValueError: If there are no parts, or shares and parts do not match.
+    """
+
+    def __init__(self, parts: list[FaceDataModule], shares: list[float] | None = None) -> None:
+        super().__init__()
+        shares = [1.0] * len(parts) if shares is None else shares
+        if not parts or len(shares) != len(parts) or min(shares) <= 0:
+            raise ValueError(f"expected a positive share for each part, got {len(shares)} for {len(parts)} parts")
+        self.parts, self.shares = parts, shares
+
+    def prepare_data(self) -> None:
+        """Align what each part is about to need."""
+        for part in self._running:
+            part.prepare_data()
+
+    def train_dataloader(self) -> MixedLoader:
+        """Shuffled training faces of all parts."""
+        return MixedLoader([part.train_dataloader() for part in self._running], self.shares)
+
+    def gallery_dataloader(self) -> Any:
+        """All training faces of all parts, in order and as they are."""
+        return chain.from_iterable(part.gallery_dataloader() for part in self._running)
+
+    def val_dataloader(self) -> Any:
+        """Validation faces of the first part."""
+        return self._running[0].val_dataloader()
+
+    def test_dataloader(self) -> Any:
+        """Test faces of the first part."""
+        return self._running[0].test_dataloader()
+
+    def predict_dataloader(self) -> Any:
+        """Test faces of the first part."""
+        return self._running[0].predict_dataloader()
+
+    @property
+    def _running(self) -> list[FaceDataModule]:
+        """The parts, told which trainer they serve: how many processes there are is its word."""
+        for part in self.parts:
+            part.trainer = self.trainer
+        return self.parts
