@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ import torch
 from torch import nn
 
 from datamodules.alignment import align, template
+from datamodules.batch import face_batch
 from datamodules.datasets import ORL
 from datamodules.detection import default_detector
 from datamodules.faces import FaceDataModule
 from datamodules.sources import read_picture
 from flows.conjugate import Conjugate
 from flows.coupling import KeyedCoupling
+from lightning_modules.ifadit import IFADITTransform
 from lightning_modules.ifadit.networks import AttributeEncoder
 from lightning_modules.judges import Dlib, FaceRes, Judge
 from lightning_modules.networks.recognizers import MobileFaceNet
@@ -99,6 +102,23 @@ def _sdn(size: int = 128, batch: int = 4) -> Part:
     return Part(build, size)
 
 
+def _ifadit(size: int, recover: bool, batch: int = 4) -> Part:
+    """Anonymize or recover, keys and all, rendered in full."""
+
+    def build(device: torch.device) -> Work:
+        method = IFADITTransform(MobileStyleGAN(), MobileFaceNet(), _conjugate(), trunk="recognizer", size=size)
+        method = method.to(device).eval()
+        face = face_batch(_random(batch, 3, size, size).clamp(-1, 1).to(device))
+        key, verb = _rotations(batch).to(device), method.recover if recover else method.anonymize
+        return Work(lambda: verb(face, key), batch, [method])
+
+    return Part(build, size)
+
+
+def _attribute_encoder() -> AttributeEncoder:
+    return AttributeEncoder(17, trunk=[copy.deepcopy(stage) for stage in MobileFaceNet().stages()])
+
+
 def _judge(make: Callable[[], Judge], torch_network: bool, batch: int = 4) -> Part:
     def build(_: torch.device) -> Work:
         judge, image = make(), _random(batch, 3, 256, 256).clamp(-1, 1)
@@ -157,7 +177,12 @@ PARTS: dict[str, Part] = {
     "preview-256-x4": _generator(4, 256, preview=True),
     "preview-128-x4": _generator(4, 128, preview=True),
     "identity-encoder-x8": _network(MobileFaceNet, 256, 8),
-    "attribute-encoder-x8": _network(lambda: AttributeEncoder(17), 256, 8),
+    "attribute-encoder-x8": _network(_attribute_encoder, 256, 8),
+    "ifadit-anonymize-256-x4": _ifadit(256, recover=False),
+    "ifadit-recover-256-x4": _ifadit(256, recover=True),
+    "ifadit-anonymize-1024-x4": _ifadit(1024, recover=False),
+    "ifadit-recover-1024-x4": _ifadit(1024, recover=True),
+    "conjugate-x4": _flow(_conjugate, _rotations, inverse=False, batch=4),
     "coupling-x64": _flow(KeyedCoupling, lambda n: _random(n, 512), inverse=False),
     "coupling-inverse-x64": _flow(KeyedCoupling, lambda n: _random(n, 512), inverse=True),
     "conjugate-x64": _flow(_conjugate, _rotations, inverse=False),

@@ -1,4 +1,4 @@
-"""``keyveil recipe``: several trainings in a row under one file, such as phase 1 → phase 2, or the arms of an ablation."""
+"""``keyveil recipe``: trainings in a row under one file, such as phase 1 → phase 2, or the arms of an ablation."""
 
 from __future__ import annotations
 

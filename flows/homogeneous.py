@@ -38,6 +38,12 @@ class HomogeneousCoupling(nn.Module):
         dim: Length of a vector, at least 2.
         hidden: Width of the subnet's hidden layer.
         generator: Where the permutation and the first weights come from.
+
+    Example:
+        >>> h = HomogeneousCoupling(4, 8, torch.Generator().manual_seed(0))
+        >>> x = torch.randn(3, 4)
+        >>> torch.allclose(h.inverse(h(x)[0])[0], x), torch.allclose(h(2 * x)[0], 2 * h(x)[0])
+        (True, True)
     """
 
     clamp = 0.1  # |s| stays below it; on LFW strangers 0.1 and 0.3 are likelier than 0 and 1
@@ -178,7 +184,9 @@ class LearnedConjugate(Conjugate):
         seen, chances = whitened[~held_out], weights[~held_out].cpu()
         strangers, shares = whitened[held_out], weights[held_out] / weights[held_out].sum()
         optimizer = torch.optim.AdamW(self.parameters(), lr=3e-3, betas=(0.9, 0.99))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=max(steps, 1), pct_start=0.1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(  # up in the first tenth, then down to nothing
+            optimizer, lambda step: min(10 * (step + 1) / max(steps, 1), 1) * (1 - step / max(steps, 1))
+        )
         best, best_state = 0.0, copy.deepcopy(self.couplings.state_dict())  # 0: the linear case
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lightning_modules.carriers import quantize
 from lightning_modules.networks.landmarks import JAW, NOSE_TIP, Landmarks68
-from lightning_modules.paste import FaceMask, distance_to_hull, mask_iou, outline, paste
+from lightning_modules.paste import FaceMask, distance_to_hull, mask_iou, match_tone, outline, paste
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +191,18 @@ def test_what_cannot_be_a_mask_is_refused(mask):
         FaceMask(mask.landmarks, feather=0.0)
     with pytest.raises(ValueError, match="at least one"):
         mask()
+
+
+def test_a_toned_face_has_the_colours_of_the_picture_inside_the_mask():
+    rendered, picture = torch.rand(2, 3, 32, 32) * 0.4, torch.rand(2, 3, 32, 32) * 0.5 - 0.4
+    mask = torch.zeros(2, 1, 32, 32)
+    mask[..., 8:24, 8:24] = 1
+    inside = (slice(None), slice(None), slice(8, 24), slice(8, 24))
+    toned = match_tone(rendered, picture, mask)[inside]
+    torch.testing.assert_close(toned.mean((2, 3)), picture[inside].mean((2, 3)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(toned.std((2, 3)), picture[inside].std((2, 3)), atol=1e-3, rtol=1e-2)
+
+
+def test_a_face_in_its_own_light_keeps_its_tone():
+    picture, mask = torch.rand(1, 3, 32, 32) * 2 - 1, torch.rand(1, 1, 32, 32)
+    torch.testing.assert_close(match_tone(picture, picture, mask), picture, atol=1e-5, rtol=1e-4)

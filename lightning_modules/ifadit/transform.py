@@ -28,7 +28,7 @@ from lightning_modules.keys import KeySpec
 from lightning_modules.losses import feature_distance, pull_together, push_apart, spread, weighted_sum
 from lightning_modules.networks.perceptual import Perceptual, choose
 from lightning_modules.optimization import TrainingSteps
-from lightning_modules.paste import paste
+from lightning_modules.paste import match_tone, paste
 from lightning_modules.trained import load_trained
 
 
@@ -188,7 +188,10 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             w = refine(parts.generator, parts.recognizer, w, z, self.refine)
         preview = self.preview == "always" or (self.preview == "train" and self.training)
         rendered = parts.generator(w, size=self.size, **({"preview": True} if preview else {}))
-        return rendered if self.mask is None else paste(rendered, picture, self.mask(picture, rendered))
+        if self.mask is None:
+            return rendered
+        mask = self.mask(picture, rendered)
+        return paste(match_tone(rendered, picture, mask), picture, mask)
 
     # -- training -----------------------------------------------------------------------------------------------
 
