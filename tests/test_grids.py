@@ -1,0 +1,45 @@
+import pytest
+import torch
+from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
+
+from experiments.grids import DRAWN, between
+from flows.conjugate import Conjugate
+from lightning_modules.ifadit import IFADITTransform
+from lightning_modules.keys import KeyRing, KeySpec
+
+
+def test_between_nothing_and_a_rotation_lie_rotations():
+    rotation = KeySpec("rotation", 16).random(3, torch.Generator().manual_seed(0))
+    nothing = torch.eye(16).expand(3, -1, -1)
+    torch.testing.assert_close(between(rotation, rotation, "rotation", 0.0), nothing, atol=1e-5, rtol=0)
+    torch.testing.assert_close(between(rotation, rotation, "rotation", 1.0), rotation, atol=1e-5, rtol=0)
+    half = between(rotation, rotation, "rotation", 0.5)
+    torch.testing.assert_close(half @ half.mT, nothing, atol=1e-5, rtol=0)
+    torch.testing.assert_close(half @ half, rotation, atol=1e-4, rtol=0)
+
+
+def test_between_two_normal_keys_the_length_stays():
+    first, second = torch.randn(2, 4, 2000)
+    torch.testing.assert_close(between(first, second, "normal", 0.0), first)
+    torch.testing.assert_close(between(first, second, "normal", 1.0), second, atol=1e-5, rtol=0)
+    middle = between(first, second, "normal", 0.5)
+    torch.testing.assert_close(middle.norm(dim=1) / 2000**0.5, torch.ones(4), atol=0.1, rtol=0)
+
+
+def test_between_bits_is_nothing():
+    with pytest.raises(ValueError, match="nothing between two keys of kind bits"):
+        between(torch.ones(1, 4), torch.ones(1, 4), "bits", 0.5)
+
+
+@pytest.mark.parametrize(("kind", "columns"), [("round-trip", 6), ("keys", 4), ("swap", 3)])
+def test_each_kind_has_a_row_a_face(kind, columns):
+    method = IFADITTransform(
+        LinearGenerator(), LinearRecognizer(), Conjugate(512, 16), size=64, width=8, blocks=1, live_rows=4
+    ).eval()
+    faces = NoiseFaces(count=24)
+    whole = faces.whole()
+    with torch.no_grad():
+        method.prepare(faces)
+        face = type(whole)(*(field[:2] for field in whole))
+        picture = DRAWN[kind](method, face, KeyRing.from_seed(0), 3, 32)
+    assert picture.size == (columns * 34 - 2, 22 + 2 * 34 - 2)
