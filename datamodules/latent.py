@@ -63,9 +63,7 @@ class LatentDataModule(L.LightningDataModule):
         Raises:
             ValueError: If the data set has no training faces.
         """
-        parts = getattr(self.faces, "parts", [self.faces])
-        found = [_cached(part, self.recognizer) for part in parts]
-        return Codes(torch.cat([part["codes"] for part in found]), torch.cat([part["identity"] for part in found]))
+        return Codes(*gallery_codes(self.faces, self.recognizer))
 
     def train_dataloader(self) -> DataLoader[FaceBatch]:
         """Shuffled codes."""
@@ -83,19 +81,40 @@ class LatentDataModule(L.LightningDataModule):
         return []
 
 
+def gallery_codes(faces: L.LightningDataModule, recognizer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Identity codes ``(n, d)`` of all training faces, in order, and the numbers of their people ``(n,)``; cached.
+
+    Args:
+        faces: A data module of faces, or of codes.
+        recognizer: Frozen identity network, pictures ``(B, 3, H, W)`` → codes ``(B, d)``.
+    """
+    if isinstance(faces, LatentDataModule):
+        faces = faces.faces
+    found = [_cached(part, recognizer) for part in getattr(faces, "parts", [faces])]
+    return torch.cat([part["codes"] for part in found]), torch.cat([part["identity"] for part in found])
+
+
 @torch.no_grad()
-def _cached(part: FaceDataModule, recognizer: nn.Module) -> dict[str, Tensor]:
+def _cached(part: L.LightningDataModule, recognizer: nn.Module) -> dict[str, Tensor]:
+    if not isinstance(part, FaceDataModule):  # nothing to name a cache by
+        rows = [
+            (recognizer(batch.image.to(_device(recognizer))).cpu(), batch.identity)
+            for batch in part.gallery_dataloader()
+        ]
+        return {"codes": torch.cat([z for z, _ in rows]), "identity": torch.cat([i for _, i in rows])}
     folder = part.dataset("train").folder
     hashes = " ".join(f"{k}={v}" for k, v in sorted(getattr(recognizer, "card_hashes", {}).items()))
     path = cache_folder() / "codes" / f"{sha256(f'{folder.name} {hashes}'.encode()).hexdigest()[:16]}.safetensors"
     if not path.is_file():
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        recognizer.to(device)
+        device = _device(recognizer)
         batches = track(part.gallery_dataloader(), f"identity codes of {part.faces.name}")
         rows = [(recognizer(batch.image.to(device)).cpu(), batch.identity) for batch in batches]
-        recognizer.cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(f"{path}.part")
         save_file({"codes": torch.cat([z for z, _ in rows]), "identity": torch.cat([i for _, i in rows])}, beside)
         beside.replace(path)
     return load_file(path)
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(iter([*network.parameters(), *network.buffers()]), torch.zeros(())).device

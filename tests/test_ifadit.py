@@ -71,6 +71,18 @@ def test_every_third_step_crosses_faces(quick_trainer):
     assert trainer.logged_metrics["train/crossed/pixel"] == 0
 
 
+def test_crossed_steps_may_hide_identities_under_keys(quick_trainer):
+    strangers = Conjugate(512, 16)
+    method = disentangle(crossed_every=1, transform=strangers)
+    assert set(method.state_dict()) == set(disentangle().state_dict())
+    before = snapshot(method)
+    trainer = quick_trainer(2)
+    trainer.fit(method, NoiseFaces())
+    assert float(strangers.scales[0]) > 0
+    assert trainer.logged_metrics["train/crossed/identity"] > 0
+    assert {n for n, p in method.named_parameters() if not torch.equal(before[n], p)} == set(before)
+
+
 @pytest.mark.parametrize("make", [None, flow], ids=["conjugate", "flow"])
 def test_phase_2_moves_every_trainable_parameter_and_no_frozen_one(quick_trainer, make):
     method = transform(make() if make else None, learning_rate=1e-2)
@@ -192,24 +204,11 @@ def test_a_latent_phase_2_renders_nothing_and_needs_codes(quick_trainer, monkeyp
     monkeypatch.setattr(method, "compose", lambda *_: pytest.fail("it rendered"))
     before = snapshot(method)
     trainer = quick_trainer(3)
-    trainer.fit(method, LatentDataModule(CodedFaces(), LinearRecognizer(), batch_size=8))
+    trainer.fit(method, LatentDataModule(NoiseFaces(), LinearRecognizer(), batch_size=8))
     moved = {n for n, p in method.named_parameters() if not torch.equal(before[n], p)}
     assert moved == {n for n, p in method.named_parameters() if p.requires_grad}
     with pytest.raises(ValueError, match="needs identity codes"):
         quick_trainer(1).fit(transform(flow(), latent=True), NoiseFaces())
-
-
-class CodedFaces(NoiseFaces):
-    """Codes of noise faces, as the cache of a latent data module would give them."""
-
-
-@pytest.fixture(autouse=True)
-def codes_of_noise(monkeypatch):
-    def cached(part, recognizer):
-        faces = part.whole()
-        return {"codes": recognizer(faces.image), "identity": faces.identity}
-
-    monkeypatch.setattr("datamodules.latent._cached", cached)
 
 
 def test_one_stage_trains_phase_1_along(quick_trainer):

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.batch import FaceBatch
+from datamodules.latent import gallery_codes
+from flows.conjugate import Conjugate
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer, RoundTrip, resize
 from lightning_modules.carriers import quantize, through_file
 from lightning_modules.ifadit.networks import AttributeEncoder, Fusion
-from lightning_modules.keys import KeyRing
+from lightning_modules.keys import KeyRing, KeySpec
 from lightning_modules.losses import feature_distance, ms_ssim_loss, weighted_sum
 from lightning_modules.networks.perceptual import Perceptual, choose
 from lightning_modules.optimization import TrainingSteps
@@ -104,6 +107,14 @@ class Disentangler(nn.Module):
         return self.codes(z, self.attribute_encoder(image))
 
 
+@torch.no_grad()
+def fit_transform(transform: nn.Module, recognizer: nn.Module, datamodule: LightningDataModule) -> None:
+    """Fit a ``conjugate`` transform to the codes of the training faces, if it is one and not fitted yet."""
+    if isinstance(transform, Conjugate) and not float(transform.scales[0]) > 0:
+        codes, _ = gallery_codes(datamodule, recognizer)
+        transform.fit_(codes.to(transform.scales.device))
+
+
 class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
     """Phase 1: reconstruct faces from (identity, attributes), and let the identity be exchanged.
 
@@ -117,6 +128,9 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
         live_rows: Style rows told apart.
         preview: Train on the generator's preview head, about ten times cheaper; figures are always taken in full.
         latent: Warm start without rendering, on generated faces: only the terms ``code`` and ``prior``.
+        crossed_every: One training step of so many is crossed.
+        transform: A flow of the room :mod:`flows`: crossed steps then hide each face's identity under a random key
+            instead of lending it to the neighbour, so that the generator learns the people whom keys will make.
         perceptual: ``lpips``, ``features`` (of the identity network), or ``auto``: LPIPS where its weights are.
         landmarks: Frozen landmark network, pictures → ``(B, n, 2)`` in shares of the side; needed by that term.
         weights: Weight of each loss term.
@@ -144,6 +158,8 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
         live_rows: int = 17,
         preview: bool = True,
         latent: bool = False,
+        crossed_every: int = 3,
+        transform: nn.Module | None = None,
         perceptual: Perceptual = "auto",
         landmarks: nn.Module | None = None,
         weights: DisentangleWeights = DisentangleWeights(),  # noqa: B008
@@ -160,7 +176,9 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
                 f"the term landmarks has the weight {weights.landmarks}, but no landmarks network is given"
             )
         self.size, self.preview, self.weights, self.learning_rate = size, preview, weights, learning_rate
-        self.latent = latent
+        self.latent, self.crossed_every = latent, crossed_every
+        # in a tuple: it only makes strangers to learn from, and is no part of what is learned
+        self._transform = () if transform is None else (transform.requires_grad_(False),)
         self.disentangler = Disentangler(generator, recognizer, live_rows, width, blocks, trunk)
         self.landmarks = landmarks
         self.lpips = choose(perceptual) if weights.perceptual and not latent else None
@@ -191,27 +209,40 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
             **legs,
         )
 
+    def on_fit_start(self) -> None:
+        """Fit the transform before the first step."""
+        for transform in self._transform:
+            fit_transform(transform.to(self.device), self.disentangler.recognizer, self.trainer.datamodule)
+
     def training_step(self, batch: FaceBatch, batch_idx: int) -> None:
-        """Two steps of three reconstruct; every third gives each face the attributes of its neighbour."""
+        """Most steps reconstruct; one of ``crossed_every`` gives each face another identity."""
         face = self.fit_size(batch)
         parts, optimizer = self.disentangler, self.optimizers()
-        crossed = not self.latent and self.global_step % 3 == 2 and len(face.image) > 1
+        crossed = not self.latent and self.global_step % self.crossed_every == self.crossed_every - 1
         with torch.no_grad():
             z = parts.recognizer(face.image)
-        source = face.image.roll(1, 0) if crossed else face.image
-        w = parts.codes(z, parts.attribute_encoder(source))
+            if crossed:
+                z = self._strangers(z, face.sample)
+        w = parts.codes(z, parts.attribute_encoder(face.image))
         terms = dict.fromkeys((field.name for field in fields(self.weights)), w.new_zeros(()))
         terms["prior"] = (w - parts.generator.mean_w).square().mean()
         if self.latent:
             terms["code"] = self._code(face, w)
         elif crossed:
-            terms |= self._crossed(source, z, w)
+            terms |= self._crossed(face.image, z, w)
         else:
             terms |= self._same(face, z, w)
         self.descend(weighted_sum(terms, self.weights), optimizer, batch_idx, counts=True)
         kind = "crossed" if crossed else "same"
         names = {"perceptual": "features" if self.lpips is None else "lpips"}
         self.log_dict({f"train/{kind}/{names.get(name, name)}": term.detach() for name, term in terms.items()})
+
+    def _strangers(self, z: Tensor, sample: Tensor) -> Tensor:
+        """Another identity for each face: its neighbour's, or its own under a random key."""
+        for transform in self._transform:
+            key = self.training_keys(KeySpec(transform.key_kind, transform.key_length), sample, 0)
+            return F.normalize(transform(z, key)[0], dim=1)
+        return z.roll(1, 0)
 
     def _code(self, face: FaceBatch, w: Tensor) -> Tensor:
         """Squared error of the codes, which generated faces have.

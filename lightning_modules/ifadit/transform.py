@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.batch import FaceBatch
-from flows.conjugate import Conjugate
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer
 from lightning_modules.carriers import quantize, through_file_straight
-from lightning_modules.ifadit.disentangle import Disentangler, Trunk
+from lightning_modules.ifadit.disentangle import Disentangler, Trunk, fit_transform
 from lightning_modules.ifadit.networks import Compensation
 from lightning_modules.ifadit.refine import refine
 from lightning_modules.keys import KeySpec
@@ -197,13 +196,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
 
     def prepare(self, datamodule: LightningDataModule) -> None:
         """Fit a ``conjugate`` transform to the training faces, once."""
-        if not isinstance(self.transform, Conjugate) or float(self.transform.scales[0]) > 0:
-            return
-        codes = [
-            batch.z if batch.z.shape[-1] else self.identity(self.fit_size(batch).image.to(self.device))
-            for batch in datamodule.gallery_dataloader()
-        ]
-        self.transform.fit_(torch.cat([code.to(self.device) for code in codes]))
+        fit_transform(self.transform, self.disentangler.recognizer, datamodule)
 
     def on_fit_start(self) -> None:
         """Fit the transform before the first step."""
