@@ -6,6 +6,9 @@ from datamodules.batch import face_batch
 from datamodules.latent import LatentDataModule
 from flows.conjugate import Conjugate
 from flows.coupling import KeyedCoupling
+from flows.homogeneous import LearnedConjugate
+from flows.orthogonal import KeyedOrthogonal
+from flows.sphere import KeyedSphere
 from lightning_modules.ifadit import IFADITDisentangle, IFADITTransform
 from lightning_modules.ifadit.networks import AttributeEncoder, Compensation
 from lightning_modules.ifadit.refine import refine
@@ -209,6 +212,22 @@ def test_a_latent_phase_2_renders_nothing_and_needs_codes(quick_trainer, monkeyp
     assert moved == {n for n, p in method.named_parameters() if p.requires_grad}
     with pytest.raises(ValueError, match="needs identity codes"):
         quick_trainer(1).fit(transform(flow(), latent=True), NoiseFaces())
+
+
+@pytest.mark.parametrize("latent", [True, False])
+@pytest.mark.parametrize("make", [KeyedSphere, KeyedOrthogonal, LearnedConjugate], ids=lambda kind: kind.__name__)
+def test_every_transform_is_trained_by_the_same_steps(quick_trainer, make, latent):
+    options = (
+        {"key_dim": 32, "blocks": 2} if make is KeyedSphere else {"directions": 16} if make is LearnedConjugate else {}
+    )
+    method = transform(make(512, **options), latent=latent, icl_sees_key=make is KeyedSphere)
+    before = snapshot(method)
+    faces = LatentDataModule(NoiseFaces(count=40), LinearRecognizer(), 8) if latent else NoiseFaces(count=40)
+    trainer = quick_trainer(3)
+    trainer.fit(method, faces)
+    assert all(torch.isfinite(value) for value in trainer.logged_metrics.values())
+    moved = {n for n, p in method.named_parameters() if not torch.equal(before[n], p)}
+    assert moved >= {n for n, p in method.named_parameters() if p.requires_grad}
 
 
 def test_one_stage_trains_phase_1_along(quick_trainer):

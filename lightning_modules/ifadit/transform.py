@@ -234,6 +234,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             "inject": sum((1 - F.cosine_similarity(a, b)).mean() for a, b in zip(met, (hidden, hidden2), strict=False)),
             "icl": self._icl(code, hidden),
             "recovery": (1 - F.cosine_similarity(z, opened)).mean(),
+            "norm": self._norm(z, hidden, right),
         }
         met_again = opened
         if self._asked("recovery", "image", "perceptual", "parsing", "security"):
@@ -244,7 +245,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             terms["parsing"] = sum(self._landmark_error(leg, face.image) for leg in (*legs, recovered))
         # wrong openings are judged in code space: no picture is spent
         lost = [self._open(self._compensate(read, key), key) for key in wrong]
-        return terms | self._code_terms(z, hidden, met, met_again, lost)
+        return terms | self._code_terms(z, met, met_again, lost)
 
     def _asked(self, *terms: str) -> bool:
         return any(getattr(self.weights, term) for term in terms)
@@ -264,23 +265,27 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         code = self._compensate(received, right)
         opened = self._open(code, right)
         lost = [self._open(self._compensate(received, key), key) for key in wrong]
-        return self._code_terms(z, hidden, [hidden, hidden2], opened, lost) | {
+        return self._code_terms(z, [hidden, hidden2], opened, lost) | {
             "recovery": (1 - F.cosine_similarity(z, opened)).mean(),
             "icl": self._icl(code, hidden),
+            "norm": self._norm(z, hidden, right),
         }
 
-    def _code_terms(
-        self, z: Tensor, hidden: Tensor, met: list[Tensor], met_again: Tensor, lost: list[Tensor]
-    ) -> dict[str, Tensor]:
-        """Privacy, diversity and security of identities, and the norm of what hides them."""
+    def _code_terms(self, z: Tensor, met: list[Tensor], met_again: Tensor, lost: list[Tensor]) -> dict[str, Tensor]:
+        """Privacy, diversity and security of identities."""
         strangers = [z, met_again, *lost]
         pairs = [(a, b) for i, a in enumerate(strangers) for b in strangers[i + 1 :]][1:]  # all but (x, x_r)
         return {
             "privacy": sum(push_apart(z, code) for code in met),
             "diversity": (push_apart(*met) if len(met) > 1 else 0) + spread(met[0]),
             "security": sum(push_apart(a, b) for a, b in pairs) / len(pairs),
-            "norm": hidden.norm(dim=1).log().square().mean(),
         }
+
+    def _norm(self, z: Tensor, hidden: Tensor, key: Tensor) -> Tensor:
+        """``sphere`` hands out unit codes and knows what length it took from them."""
+        if hasattr(self.transform, "norm_penalty"):
+            return self.transform.norm_penalty(z, key)
+        return hidden.norm(dim=1).log().square().mean()
 
     @staticmethod
     def _icl(code: Tensor, hidden: Tensor) -> Tensor:
