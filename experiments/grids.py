@@ -22,7 +22,7 @@ Kind = Literal["round-trip", "keys", "swap"]
 
 
 def grid(
-    config: Path,
+    method: Path,
     out: Path,
     weights: str | None = None,
     data: Path = Path("configs/data/faces-generated.yaml"),
@@ -40,7 +40,7 @@ def grid(
     identity of each column's face with the attributes of each row's.
 
     Args:
-        config: YAML file of the method.
+        method: YAML file of the method.
         out: The PNG to write.
         weights: Trained weights: a checkpoint, safetensors or a card.
         data: YAML file of the data; its test faces are drawn.
@@ -54,12 +54,12 @@ def grid(
     Raises:
         ValueError: If the method cannot be drawn in that way.
     """
-    method, _ = load_method(method_spec({"config": str(config), "weights": weights, "init_args": changes or {}}))
+    made, _ = load_method(method_spec({"config": str(method), "weights": weights, "init_args": changes or {}}))
     datamodule = build(L.LightningDataModule, read_yaml(data)["data"], f"data {data}")
     datamodule.prepare_data()
     with torch.no_grad():
-        method.prepare(datamodule)
-        picture = DRAWN[kind](method, some_faces(datamodule, faces), KeyRing.from_seed(seed), steps, tile)
+        made.prepare(datamodule)
+        picture = DRAWN[kind](made, some_faces(datamodule, faces), KeyRing.from_seed(seed), steps, tile)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.part")
     picture.save(beside, "PNG", optimize=True)
