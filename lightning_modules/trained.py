@@ -54,8 +54,9 @@ def load_trained(module: nn.Module, source: str | Path, prefix: str = "") -> Non
     Raises:
         ValueError: If names or shapes do not match, or it was trained against other frozen networks.
     """
+    found = read_state(source)  # first: it tells a missing or damaged file in one sentence
     check_cards(json.loads(_notes(source).get("cards", "{}")), card_hashes(module))
-    state = {name: value for name, value in read_state(source).items() if name.startswith(prefix)}
+    state = {name: value for name, value in found.items() if name.startswith(prefix)}
     wanted = {name for name in module.state_dict() if name.startswith(prefix)}
     if odd := sorted(wanted ^ set(state)):
         raise ValueError(

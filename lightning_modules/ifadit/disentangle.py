@@ -24,7 +24,7 @@ from lightning_modules.anonymizer import Image, ReversibleAnonymizer, RoundTrip,
 from lightning_modules.carriers import quantize, through_file
 from lightning_modules.ifadit.networks import AttributeEncoder, Fusion
 from lightning_modules.keys import KeyRing, KeySpec
-from lightning_modules.losses import feature_distance, ms_ssim_loss, weighted_sum
+from lightning_modules.losses import feature_distance, landmark_error, ms_ssim_loss, weighted_sum
 from lightning_modules.networks.perceptual import Perceptual, choose
 from lightning_modules.optimization import TrainingSteps
 
@@ -265,7 +265,7 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
             "pixel": F.mse_loss(image, face.image),
             "structure": 0.84 * ms_ssim_loss(image, face.image) + 0.16 * F.l1_loss(image, face.image),
             "perceptual": feature_distance(features, wanted) if self.lpips is None else self.lpips(image, face.image),
-            "landmarks": self._landmark_error(image, face.image),
+            "landmarks": landmark_error(self.landmarks, image, face.image),
             "code": self._code(face, w) if face.w.shape[1:] == w.shape[1:] else zero,
         }
 
@@ -275,7 +275,7 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
         terms = {
             "identity": (1 - F.cosine_similarity(parts.recognizer(image), z)).mean(),
             "layout": F.mse_loss(resize(image, 16), resize(source, 16)),
-            "landmarks": self._landmark_error(image, source),
+            "landmarks": landmark_error(self.landmarks, image, source),
         }
         if self.weights.echo:
             again = parts.encode(quantize(image.detach()))
@@ -288,14 +288,6 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
         if self.lpips is None and self.weights.perceptual:
             return recognizer.pyramid(image)
         return recognizer(image), []
-
-    def _landmark_error(self, image: Tensor, source: Tensor) -> Tensor:
-        """Mean squared distance of landmarks, in units of 1 % of the side."""
-        if self.landmarks is None:
-            return image.new_zeros(())
-        with torch.no_grad():
-            wanted = self.landmarks(source)
-        return 1e4 * (self.landmarks(image) - wanted).square().sum(2).mean()
 
     def configure_optimizers(self) -> Any:
         """Adam over the attribute encoder and the fusion."""

@@ -24,7 +24,7 @@ from lightning_modules.ifadit.disentangle import Disentangler, Trunk, fit_transf
 from lightning_modules.ifadit.networks import Compensation
 from lightning_modules.ifadit.refine import refine
 from lightning_modules.keys import KeySpec
-from lightning_modules.losses import feature_distance, pull_together, push_apart, spread, weighted_sum
+from lightning_modules.losses import feature_distance, landmark_error, pull_together, push_apart, spread, weighted_sum
 from lightning_modules.networks.perceptual import Perceptual, choose
 from lightning_modules.optimization import TrainingSteps
 from lightning_modules.paste import match_tone, paste
@@ -242,7 +242,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             met_again, terms["perceptual"] = self._look(recovered, face.image)
             terms["recovery"] = terms["recovery"] + pull_together(z, met_again)
             terms["image"] = F.l1_loss(recovered, face.image) + 0.05 * sum(F.l1_loss(leg, face.image) for leg in legs)
-            terms["parsing"] = sum(self._landmark_error(leg, face.image) for leg in (*legs, recovered))
+            terms["parsing"] = sum(landmark_error(self.landmarks, leg, face.image) for leg in (*legs, recovered))
         # wrong openings are judged in code space: no picture is spent
         lost = [self._open(self._compensate(read, key), key) for key in wrong]
         return terms | self._code_terms(z, met, met_again, lost)
@@ -307,13 +307,6 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             _, wanted = self.disentangler.recognizer.pyramid(target)
         codes, features = self.disentangler.recognizer.pyramid(image)
         return codes, feature_distance(features, wanted)
-
-    def _landmark_error(self, image: Image, target: Image) -> Tensor:
-        if self.landmarks is None:
-            return image.new_zeros(())
-        with torch.no_grad():
-            wanted = self.landmarks(target)
-        return 1e4 * (self.landmarks(image) - wanted).square().sum(2).mean()
 
     def configure_optimizers(self) -> Any:
         """Adam over what is trained: the flow, if it learns, and the compensation."""
