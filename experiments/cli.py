@@ -66,7 +66,7 @@ def train(arguments: Sequence[str]) -> None:
 
 def verbs() -> dict[str, Any]:
     """Every verb: its function, or a group of them."""
-    from experiments import benchmark, compare, convert, data, generator, grids, judges, recipe, weights
+    from experiments import benchmark, compare, convert, data, generator, grids, judges, limits, recipe, weights
 
     return {
         "fit": fit,
@@ -76,6 +76,7 @@ def verbs() -> dict[str, Any]:
         "recipe": recipe.recipe,
         "compare": compare.compare,
         "grid": grids.grid,
+        "limits": limits.limits,
         "benchmark": benchmark.benchmark,
         "weights": {
             "_help": "Frozen networks by card, and our own trained weights.",

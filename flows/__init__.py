@@ -8,7 +8,8 @@ Every flow of this room has one interface:
   (of :class:`~flows.sphere.KeyedSphere`, whose inverse is approximate: of its blocks alone);
 * ``key_kind``, ``"normal"`` or ``"rotation"``, and ``key_length``: which numbers the flow wants as its key. A
   ``normal`` key is a batch of vectors (B, key_length) of N(0, 1) numbers, a ``rotation`` key a batch of
-  matrices (B, key_length, key_length) of the special orthogonal group.
+  matrices (B, key_length, key_length) of the special orthogonal group, in ``key_bands`` blocks where a flow
+  says so.
 
 One key for each row of the batch, and computed in float32 (float64 when the module is double), under
 autocast too: an inverse does not survive 8 bits of mantissa.

@@ -5,6 +5,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from flows.conjugate import Conjugate
 from flows.coupling import KeyedCoupling
 from flows.orthogonal import KeyedOrthogonal
+from lightning_modules.keys import KeySpec
 
 DIMS = [(8, 4, 2), (7, 3, 3), (64, 32, 4)]
 
@@ -214,6 +215,23 @@ def test_two_keys_give_nearly_orthogonal_people_and_a_wrong_key_nobody():
         similarity = cosine_similarity(a, b)
         assert similarity.mean().abs() < 0.05
         assert similarity.std() < 0.25
+
+
+def test_bands_keep_what_is_lost_in_narrow_directions_out_of_wide_ones():
+    torch.manual_seed(0)
+    codes, spec = people(2000), KeySpec.of(Conjugate(bands=4))
+    flow = Conjugate(bands=4).fit_(codes)
+    assert (spec.kind, spec.length, spec.bands) == ("rotation", 128, 4)
+    with pytest.raises(ValueError, match="128 directions do not fall into 5 equal bands"):
+        Conjugate(bands=5)
+    opened = {}
+    for name, key in (("bands", spec.random(200)), ("whole", rotations(200, 128))):
+        hidden = flow(codes[:200], key)[0]
+        assert cosine_similarity(hidden, codes[:200]).mean().abs() < 0.1
+        # half of the directions, the narrow ones, do not arrive
+        arrived = hidden @ flow.directions[:64].T @ flow.directions[:64]
+        opened[name] = cosine_similarity(flow.inverse(arrived, key)[0], codes[:200]).mean()
+    assert opened["bands"] > opened["whole"] + 0.03
 
 
 @pytest.mark.parametrize(("angle", "cosine"), [(0.0, 1.0), (1.0, 0.7652), (2.4048, 0.0)])

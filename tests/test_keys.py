@@ -181,6 +181,24 @@ def test_a_rotation_is_orthogonal_with_determinant_one(size):
         assert np.linalg.det(q.numpy()) == pytest.approx(1.0, abs=1e-10)
 
 
+def test_a_rotation_in_bands_mixes_nothing_of_two_bands_and_tells_keys_apart():
+    spec = KeySpec("rotation", 12, bands=3)
+    one, two = (spec.numbers(KeyRing.from_seed(1).right(sample)) for sample in range(2))
+    across = torch.block_diag(*[torch.ones(4, 4)] * 3) == 0
+    for q in (one, two, *spec.random(2)):
+        torch.testing.assert_close(q @ q.T, torch.eye(12), rtol=0, atol=1e-6)
+        assert not q[across].any()
+        assert q[~across].all()
+    assert (one - two)[~across].abs().min() > 1e-4
+    assert (one[:4, :4] - one[4:8, 4:8]).abs().min() > 1e-4  # each band turns in its own way
+
+
+@pytest.mark.parametrize(("kind", "length", "bands"), [("rotation", 12, 5), ("rotation", 12, 0), ("normal", 12, 3)])
+def test_bands_that_do_not_suit_are_refused(kind, length, bands):
+    with pytest.raises(ValueError, match=f"cannot have {bands} bands"):
+        KeySpec(kind, length, bands)
+
+
 def test_rotations_are_numpys_qr_with_fixed_signs():
     x = torch.randn(5, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for normals, q in zip(x.numpy(), orthogonalize(x).numpy(), strict=True):

@@ -240,7 +240,7 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
     def _strangers(self, z: Tensor, sample: Tensor) -> Tensor:
         """Another identity for each face: its neighbour's, or its own under a random key."""
         for transform in self._transform:
-            key = self.training_keys(KeySpec(transform.key_kind, transform.key_length), sample, 0)
+            key = self.training_keys(KeySpec.of(transform), sample, 0)
             return F.normalize(transform(z, key)[0], dim=1)
         return z.roll(1, 0)
 

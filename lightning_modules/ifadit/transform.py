@@ -8,7 +8,9 @@ on the anonymized picture, the only one a recipient has.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.batch import FaceBatch
-from lightning_modules.anonymizer import Image, ReversibleAnonymizer
+from lightning_modules.anonymizer import Image, ReversibleAnonymizer, resize
 from lightning_modules.carriers import quantize, through_file_straight
 from lightning_modules.ifadit.disentangle import Disentangler, Trunk, fit_transform
 from lightning_modules.ifadit.networks import Compensation
@@ -29,6 +31,8 @@ from lightning_modules.networks.perceptual import Perceptual, choose
 from lightning_modules.optimization import TrainingSteps
 from lightning_modules.paste import match_tone, paste
 from lightning_modules.trained import load_trained
+
+Aim = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -78,7 +82,8 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         mask: Finds the region of the faces of the picture at hand and of the rendered one, ``(B, 3, H, W)`` twice →
             ``(B, 1, H, W)``, for pasting the one into the other (:class:`lightning_modules.paste.FaceMask`); ``None``
             hands out the rendered picture whole.
-        refine: Steps of optimisation a picture, of its style codes towards the identity code they were given.
+        refine: Steps of optimisation a picture, of its style codes: an anonymized one until it gives a recipient
+            with the key the original's codes, a recovered one towards the identity code that was opened.
         icl_sees_key: Whether the compensation reads the key; for transforms with an approximate inverse.
         one_stage: Train phase 1's networks along with the transform (an ablation).
         latent: Warm start without pictures, on the identity codes of a
@@ -140,7 +145,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             load_trained(self, disentangled, prefix="disentangler.")
         if not one_stage:
             self.disentangler.requires_grad_(False)
-        self.key_spec = KeySpec(transform.key_kind, transform.key_length)
+        self.key_spec = KeySpec.of(transform)
         self.transform = transform
         self.icl_sees_key = icl_sees_key
         self.compensation = Compensation(transform.key_length if icl_sees_key else 0)
@@ -153,13 +158,14 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
 
     def anonymize(self, face: FaceBatch, key: Tensor) -> Image:
         """``paste(G(MLP([F(E_id(x) | k) ; E_att(x)])), x)``."""
-        hidden, _ = self.transform(self.identity(face.image), self.key_spec.check(key, len(face.image)))
-        return self.compose(hidden, self.attributes_of(face.image), face.image)
+        z, attributes = self.identity(face.image), self.attributes_of(face.image)
+        hidden, _ = self.transform(z, self.key_spec.check(key, len(face.image)))
+        return self.compose(hidden, attributes, face.image, aim=partial(self._comes_back, z, attributes, key))
 
     def recover(self, face: FaceBatch, key: Tensor) -> Image:
         """``paste(G(MLP([F⁻¹(ICL(E_id(x̃_a)) | k) ; E_att(x̃_a)])), x̃_a)``: the saved picture and the key are all."""
-        code = self._compensate(self.identity(face.image), key)
-        return self.compose(self._open(code, key), self.attributes_of(face.image), face.image)
+        code = self.compensate(self.identity(face.image), key)
+        return self.compose(self.open(code, key), self.attributes_of(face.image), face.image)
 
     def invert(self, face: FaceBatch) -> Image:
         """The auto-encoding of the face, the bound of any recovery."""
@@ -173,24 +179,53 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         """Attribute codes ``(B, live_rows, 512)``."""
         return self.disentangler.attribute_encoder(image)
 
-    def _compensate(self, code: Tensor, key: Tensor) -> Tensor:
-        return self.compensation(code, self.key_spec.check(key, len(code)) if self.icl_sees_key else None)
+    def compensate(self, read: Tensor, key: Tensor) -> Tensor:
+        """The code hidden in a picture, as well as it can be told from the unit code ``(B, 512)`` read from it."""
+        return self.compensation(read, self.key_spec.check(key, len(read)) if self.icl_sees_key else None)
 
-    def _open(self, code: Tensor, key: Tensor) -> Tensor:
+    def open(self, code: Tensor, key: Tensor) -> Tensor:
+        """Undo the transform: unit codes ``(B, 512)``."""
         return F.normalize(self.transform.inverse(code, self.key_spec.check(key, len(code)))[0], dim=1)
 
-    def compose(self, z: Tensor, attributes: Tensor, picture: Image) -> Image:
-        """Render an identity with attributes, and paste it where the face of ``picture`` is."""
+    def compose(self, z: Tensor, attributes: Tensor, picture: Image, aim: Aim | None = None) -> Image:
+        """Render an identity with attributes, and paste it where the face of ``picture`` is.
+
+        Args:
+            z: Identity codes ``(B, 512)`` of any length.
+            attributes: Attribute codes ``(B, live_rows, 512)``.
+            picture: Pictures ``(B, 3, size, size)`` to paste into.
+            aim: What ``refine`` strives for: pictures → ``(B,)``; ``None``: that they carry ``z``.
+        """
         z, parts = F.normalize(z, dim=1), self.disentangler
         w = parts.codes(z, attributes)
         if self.refine and not self.training:
-            w = refine(parts.generator, parts.recognizer, w, z, self.refine)
+            finish = partial(self._finish, picture=picture, mask=self._mask(picture, self._render(w)))
+            aim = aim or partial(self._carries, z)
+            w = refine(parts.generator, w, lambda image: aim(finish(resize(image, self.size))), self.refine)
+        rendered = self._render(w)
+        return self._finish(rendered, picture, self._mask(picture, rendered))
+
+    def _render(self, w: Tensor) -> Image:
         preview = self.preview == "always" or (self.preview == "train" and self.training)
-        rendered = parts.generator(w, size=self.size, **({"preview": True} if preview else {}))
-        if self.mask is None:
-            return rendered
-        mask = self.mask(picture, rendered)
-        return paste(match_tone(rendered, picture, mask), picture, mask)
+        return self.disentangler.generator(w, size=self.size, **({"preview": True} if preview else {}))
+
+    def _mask(self, picture: Image, rendered: Image) -> Tensor | None:
+        return None if self.mask is None else self.mask(picture, rendered)
+
+    @staticmethod
+    def _finish(rendered: Image, picture: Image, mask: Tensor | None) -> Image:
+        return rendered if mask is None else paste(match_tone(rendered, picture, mask), picture, mask)
+
+    def _carries(self, z: Tensor, image: Image) -> Tensor:
+        """How far pictures are from carrying a code, ``(B,)``."""
+        return 1 - F.cosine_similarity(self.identity(image), z)
+
+    def _comes_back(self, z: Tensor, attributes: Tensor, key: Tensor, image: Image) -> Tensor:
+        """How far the codes that a recipient will get from anonymized pictures are from the right ones, ``(B,)``."""
+        parts = self.disentangler
+        opened = self.open(self.compensate(self.identity(image), key), key)
+        met, wanted = parts.codes(z, self.attributes_of(image)), parts.codes(z, attributes)
+        return 1 - F.cosine_similarity(opened, z) + (met - wanted).square().mean((1, 2))
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -228,8 +263,8 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             met = [self.identity(leg) for leg in legs]
         received = self._send(legs[0])
         read = self.identity(received)
-        code = self._compensate(read, right)
-        opened = self._open(code, right)
+        code = self.compensate(read, right)
+        opened = self.open(code, right)
         terms = {
             "inject": sum((1 - F.cosine_similarity(a, b)).mean() for a, b in zip(met, (hidden, hidden2), strict=False)),
             "icl": self._icl(code, hidden),
@@ -244,7 +279,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             terms["image"] = F.l1_loss(recovered, face.image) + 0.05 * sum(F.l1_loss(leg, face.image) for leg in legs)
             terms["parsing"] = sum(landmark_error(self.landmarks, leg, face.image) for leg in (*legs, recovered))
         # wrong openings are judged in code space: no picture is spent
-        lost = [self._open(self._compensate(read, key), key) for key in wrong]
+        lost = [self.open(self.compensate(read, key), key) for key in wrong]
         return terms | self._code_terms(z, met, met_again, lost)
 
     def _asked(self, *terms: str) -> bool:
@@ -262,9 +297,9 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         hidden, hidden2 = self.transform(z, right)[0], self.transform(z, other)[0]
         # as far off as a rendered face's code is from the one it was given: a cosine of about 0.8
         received = F.normalize(F.normalize(hidden, dim=1) + 0.75 * z.roll(1, 0), dim=1)
-        code = self._compensate(received, right)
-        opened = self._open(code, right)
-        lost = [self._open(self._compensate(received, key), key) for key in wrong]
+        code = self.compensate(received, right)
+        opened = self.open(code, right)
+        lost = [self.open(self.compensate(received, key), key) for key in wrong]
         return self._code_terms(z, [hidden, hidden2], opened, lost) | {
             "recovery": (1 - F.cosine_similarity(z, opened)).mean(),
             "icl": self._icl(code, hidden),

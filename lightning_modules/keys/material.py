@@ -175,13 +175,25 @@ class Key(Hidden):
         angle = uniform[:, 1:] * (2.0 * np.pi * 2.0**-53)
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], 1).reshape(-1)[:count]
 
-    def rotation(self, size: int) -> Float[Tensor, "size size"]:
-        """A rotation of ``size`` dimensions, uniform over all (Haar); determinant +1."""
-        return orthogonalize(torch.from_numpy(self._normal("rotation", size * size)).reshape(size, size))
+    def rotation(self, size: int, bands: int = 1) -> Float[Tensor, "size size"]:
+        """A rotation of ``size`` dimensions that falls into ``bands`` equal blocks, each uniform over all (Haar)."""
+        side = size // bands
+        normals = torch.from_numpy(self._normal("rotation", bands * side * side))
+        return rotations(normals.reshape(bands, side, side))
 
     def seed(self) -> int:
         """A 63-bit seed for a generator that wants one."""
         return int(self._integers("seed", 1)[0] >> np.uint64(1))
+
+
+def rotations(normals: Float[Tensor, "*batch bands side side"]) -> Float[Tensor, "*batch size size"]:
+    """Rotations of ``bands`` independent blocks along the diagonal, out of independent N(0, 1) numbers."""
+    *batch, bands, side, _ = normals.shape
+    blocks = orthogonalize(normals)
+    whole = normals.new_zeros(*batch, bands, side, bands, side)
+    for band in range(bands):
+        whole[..., band, :, band, :] = blocks[..., band, :, :]
+    return whole.reshape(*batch, bands * side, bands * side)
 
 
 def orthogonalize(normals: Float[Tensor, "*batch size size"]) -> Float[Tensor, "*batch size size"]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_modules.keys.material import NONCE_BYTES, Key, MasterKey, orthogonalize
+from lightning_modules.keys.material import NONCE_BYTES, Key, MasterKey, rotations
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,10 @@ class KeySpec:
     Args:
         kind: ``"bits"`` (-1 or +1), ``"normal"`` (N(0, 1)), ``"rotation"`` (a matrix) or ``"none"``.
         length: Count of the bits or numbers, or dimension of the rotation; 0 for ``"none"``.
+        bands: Into how many equal blocks along its diagonal a rotation falls; it mixes no numbers of two blocks.
 
     Raises:
-        ValueError: If there is no such kind, or the length does not suit it.
+        ValueError: If there is no such kind, or the length or the bands do not suit it.
 
     Example:
         >>> spec = KeySpec("bits", 64)
@@ -30,12 +31,20 @@ class KeySpec:
 
     kind: Literal["none", "bits", "normal", "rotation"]
     length: int
+    bands: int = 1
 
     def __post_init__(self) -> None:
         if self.kind not in ("none", "bits", "normal", "rotation"):
             raise ValueError(f"expected a key of kind none, bits, normal or rotation, got {self.kind!r}")
         if (self.length == 0) != (self.kind == "none") or self.length < 0:
             raise ValueError(f"a key of kind {self.kind!r} cannot have length {self.length}")
+        if self.bands < 1 or self.length % self.bands or (self.bands > 1 and self.kind != "rotation"):
+            raise ValueError(f"a key of kind {self.kind!r} and length {self.length} cannot have {self.bands} bands")
+
+    @classmethod
+    def of(cls, transform: nn.Module) -> KeySpec:
+        """What a transform of the room :mod:`flows` wants."""
+        return cls(transform.key_kind, transform.key_length, getattr(transform, "key_bands", 1))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,6 +55,8 @@ class KeySpec:
         """The key's numbers in this method's form, float32 on the CPU, of :attr:`shape`."""
         if self.kind == "none":
             return torch.zeros(0)
+        if self.kind == "rotation":
+            return key.rotation(self.length, self.bands).float()
         return getattr(key, self.kind)(self.length).float()
 
     def random(
@@ -62,10 +73,11 @@ class KeySpec:
         options = {"generator": generator, "device": place}
         if self.kind == "bits":
             drawn = torch.randint(0, 2, (batch, *self.shape), **options) * 2.0 - 1.0
+        elif self.kind == "rotation":
+            side = self.length // self.bands
+            drawn = rotations(torch.randn((batch, self.bands, side, side), dtype=torch.float64, **options))
         else:
             drawn = torch.randn((batch, *self.shape), dtype=torch.float64, **options)
-        if self.kind == "rotation":
-            drawn = orthogonalize(drawn)
         return drawn.float().to(device or place or drawn.device)
 
     def one_off(self, numbers: Tensor, index: int = 0, cosine: float = 0.9) -> Tensor | None:

@@ -1,0 +1,174 @@
+"""``keyveil limits``: where along iFADIT's way there and back an identity gets lost, and how training moved that."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from matplotlib.figure import Figure
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional as F
+
+from datamodules.batch import FaceBatch
+from experiments.build import build, read_yaml
+from experiments.compare import commit, configuration, load_method, method_spec
+from experiments.grids import some_faces
+from lightning_modules.carriers import through_file
+from lightning_modules.ifadit import IFADITTransform
+from lightning_modules.keys import KeyRing
+from lightning_modules.trained import load_trained, read_notes, weights_hash
+
+STAGES = {
+    "transform": "hidden and opened, no picture between",
+    "inverted": "rendered, nothing hidden",
+    "true code": "the true code with the anonymized picture's attributes",
+    "opened": "code read from the anonymized picture, compensated, opened",
+    "recovered": "the recovered picture",
+    "asked": "anonymized picture against the code asked for",
+    "compensated": "the same after the compensation",
+    "anonymized": "anonymized picture against the original",
+}
+
+
+def limits(
+    method: Path,
+    out: Path,
+    weights: str = "ifadit",
+    phase1: list[str] | None = None,
+    data: list[Path] | None = None,
+    faces: int = 64,
+    batch: int = 8,
+    seed: int = 0,
+    changes: dict | None = None,
+) -> None:
+    """Measure each station of iFADIT's round trip by itself, into limits.jsonl and limits.png.
+
+    Cosines of identity codes, by the method's own identity network: they say where a code is lost, not whom a judge
+    takes a picture for (`keyveil compare` does). Of the original and: what comes back without any picture
+    (`transform`), the inversion (`inverted`), the true code with attributes read from the anonymized picture (`true
+    code`), what is opened (`opened`), the recovered picture (`recovered`), the anonymized one (`anonymized`). Of the
+    code asked for and what is read from the anonymized picture, before (`asked`) and after the compensation
+    (`compensated`). Pictures go through PNG.
+
+    Args:
+        method: YAML file of the method.
+        out: Folder to write into.
+        weights: Trained weights: a checkpoint, safetensors or a card.
+        phase1: More checkpoints whose phase 1 takes the place of that one's, in the order of their training: one
+            point of the curves each. The compensation stays, though it was trained for the last.
+        data: YAML files of data sets; their test faces are measured. Generated faces and LFW, if not given.
+        faces: Faces of each data set.
+        batch: Faces at once.
+        seed: Where the keys come from.
+        changes: Other `init_args` of the method.
+
+    Raises:
+        ValueError: If the method is no iFADIT.
+    """
+    made, notes = load_method(method_spec({"config": str(method), "weights": weights, "init_args": changes or {}}))
+    if not isinstance(made, IFADITTransform):
+        raise ValueError(f"limits follows identity codes through iFADIT; {type(made).__name__} has none")
+    sets = data or [configuration(f"configs/data/{name}.yaml") for name in ("faces-generated", "lfw")]
+    lines: list[dict[str, Any]] = []
+    for path in sets:
+        datamodule = build(L.LightningDataModule, read_yaml(path)["data"], f"data {path}")
+        datamodule.prepare_data()
+        chosen = made.fit_size(some_faces(datamodule, faces))
+        steps = 0
+        for source in [*(phase1 or []), weights]:
+            last = source == weights
+            load_trained(made, source, prefix="" if last else "disentangler.")
+            steps += 0 if last else int(read_notes(source).get("steps", 0))
+            found = measure(made, chosen, KeyRing.from_seed(seed), batch, f"{path.stem}, {_label(source)}")
+            lines.append({
+                "data": path.stem, "weights": _label(source), "phase1_steps": steps, "faces": len(chosen.image),
+                "refine": made.refine, **found, "steps": notes.get("steps"), "hash": weights_hash(made),
+                "commit": commit(),
+            })  # fmt: skip
+            print(json.dumps(lines[-1]))
+    out.mkdir(parents=True, exist_ok=True)
+    figure = io.BytesIO()
+    draw(lines).savefig(figure, format="png", dpi=110)
+    for name, content in (
+        ("limits.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode()),
+        ("limits.png", figure.getvalue()),
+    ):
+        beside = out / f".{name}.part"
+        beside.write_bytes(content)
+        os.replace(beside, out / name)
+
+
+def _label(source: str) -> str:
+    path = Path(source)
+    return f"{path.parent.parent.name} {path.stem}" if path.suffix == ".ckpt" else path.stem
+
+
+@torch.no_grad()
+def measure(method: IFADITTransform, face: FaceBatch, ring: KeyRing, batch: int, told: str) -> dict[str, Any]:
+    """Mean cosine of each station, and the correlation of codes asked for and read, by eighths of the directions.
+
+    Args:
+        method: In eval mode.
+        face: Faces of the method's size.
+        ring: Where the keys come from.
+        batch: Faces at once.
+        told: What the progress bar says.
+    """
+    met: dict[str, list[Tensor]] = {name: [] for name in STAGES}
+    asked, read = [], []
+    numbers = torch.stack([method.key_spec.numbers(ring.right(int(s))) for s in face.sample])
+    parts = list(zip(face.image.split(batch), numbers.to(face.image).split(batch), strict=True))
+    for image, key in track(parts, told, transient=True):
+
+        def compare(name: str, one: Tensor, other: Tensor) -> None:
+            met[name].append(F.cosine_similarity(one, other))
+
+        def seen(code: Tensor, attributes: Tensor, picture: Tensor) -> Tensor:
+            return through_file(method.compose(code, attributes, picture), "png")
+
+        z, attributes = method.identity(image), method.attributes_of(image)
+        hidden, _ = method.transform(z, key)
+        compare("transform", z, method.transform.inverse(hidden, key)[0])
+        compare("inverted", z, method.identity(seen(z, attributes, image)))
+        picture = through_file(method.anonymize(face._replace(image=image), key), "png")
+        found, attributes = method.identity(picture), method.attributes_of(picture)
+        compensated = method.compensate(found, key)
+        opened = method.open(compensated, key)
+        compare("asked", hidden, found)
+        compare("compensated", hidden, compensated)
+        compare("anonymized", z, found)
+        compare("opened", z, opened)
+        compare("true code", z, method.identity(seen(z, attributes, picture)))
+        compare("recovered", z, method.identity(seen(opened, attributes, picture)))
+        asked.append(hidden)
+        read.append(found)
+    figures: dict[str, Any] = {name: round(float(torch.cat(values).mean()), 4) for name, values in met.items()}
+    directions = getattr(method.transform, "directions", None)
+    if directions is not None:
+        a, b = (torch.cat(codes) @ directions.mT for codes in (asked, read))
+        correlation = ((a - a.mean(0)) * (b - b.mean(0))).mean(0) / (a.std(0, False) * b.std(0, False))
+        figures["carried"] = [round(float(part.mean()), 3) for part in correlation.chunk(8)]
+    return figures
+
+
+def draw(lines: list[dict[str, Any]]) -> Figure:
+    """Curves of every station against phase 1's training steps, one panel a data set."""
+    sets = list(dict.fromkeys(line["data"] for line in lines))
+    figure = Figure(figsize=(6 * len(sets), 4.2), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], sets, strict=True):
+        shown = [line for line in lines if line["data"] == name]
+        for stage, meaning in STAGES.items():
+            steps, values = [line["phase1_steps"] for line in shown], [line[stage] for line in shown]
+            axes.plot(steps, values, marker="o", label=f"{stage}: {meaning}")
+        axes.set(title=f"{name}, {shown[-1]['faces']} faces", xlabel="steps of phase 1", ylim=(-0.1, 1.02))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("cosine of identity codes, own network")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    return figure
