@@ -1,6 +1,7 @@
 import pytest
 import torch
 from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
+from lightning.pytorch.callbacks import Callback
 
 from datamodules.batch import face_batch
 from datamodules.latent import LatentDataModule
@@ -9,6 +10,7 @@ from flows.coupling import KeyedCoupling
 from flows.homogeneous import LearnedConjugate
 from flows.orthogonal import KeyedOrthogonal
 from flows.sphere import KeyedSphere
+from lightning_modules.callbacks import ExponentialAverage
 from lightning_modules.ifadit import IFADITDisentangle, IFADITTransform
 from lightning_modules.ifadit.networks import AttributeEncoder, Compensation
 from lightning_modules.ifadit.refine import refine
@@ -227,6 +229,32 @@ def test_a_latent_phase_2_renders_nothing_and_needs_codes(quick_trainer, monkeyp
         quick_trainer(1).fit(transform(flow(), latent=True), NoiseFaces())
 
 
+@pytest.mark.parametrize("make", [flow, lambda: KeyedSphere(512, key_dim=32, blocks=2)], ids=["flow", "sphere"])
+def test_after_a_warm_start_the_key_moves_the_picture_from_the_first_step(quick_trainer, tmp_path, make):
+    torch.manual_seed(0)
+    warm = transform(make(), latent=True, learning_rate=1e-3)
+    quick_trainer(10).fit(warm, LatentDataModule(NoiseFaces(count=40), LinearRecognizer(), 8))
+    save_trained(warm, tmp_path / "warm.safetensors", {})
+    method = transform(make(), start=tmp_path / "warm.safetensors")
+    face, keys = face_batch(torch.rand(4, 3, 64, 64) * 2 - 1), method.key_spec.random(8).split(4)
+
+    class Watch(Callback):
+        moved = []  # noqa: RUF012
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            with torch.no_grad():
+                one, two = (module.eval().anonymize(face, key) for key in keys)
+                z, attributes = module.identity(face.image), module.attributes_of(face.image)
+                other = module.compose(z.roll(1, 0), attributes, face.image)  # somebody else altogether
+                same = module.compose(z, attributes, face.image)
+            module.train()
+            self.moved.append(float((one - two).std() / (other - same).std()))
+
+    quick_trainer(3, callbacks=[Watch()]).fit(method, NoiseFaces(count=40))
+    assert len(Watch.moved) == 3
+    assert min(Watch.moved) > 0.5
+
+
 @pytest.mark.parametrize("latent", [True, False])
 @pytest.mark.parametrize("make", [KeyedSphere, KeyedOrthogonal, LearnedConjugate], ids=lambda kind: kind.__name__)
 def test_every_transform_is_trained_by_the_same_steps(quick_trainer, make, latent):
@@ -281,3 +309,43 @@ def test_the_learning_rate_decays_and_needs_an_end(quick_trainer):
     assert method.optimizers().param_groups[0]["lr"] < 1e-3
     with pytest.raises(ValueError, match="max_steps"):
         quick_trainer(-1, max_epochs=1).fit(disentangle(decay=True), NoiseFaces())
+
+
+@pytest.mark.parametrize("make", [flow, lambda: LearnedConjugate(512, 16, blocks=2, hidden=8)])
+def test_permutations_survive_averaged_weights_and_saving(quick_trainer, tmp_path, make):
+    method = transform(make(), learning_rate=1e-2)
+    fixed = {
+        name: value.clone()
+        for name, value in method.transform.state_dict().items()
+        if "perm" in name or "order" in name
+    }
+    assert fixed
+    quick_trainer(7, callbacks=[ExponentialAverage(0.9)]).fit(method, NoiseFaces(count=24))
+    found = method.transform.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in fixed.items())
+    save_trained(method.eval(), tmp_path / "averaged.safetensors", {})
+    again = transform(make()).eval()
+    load_trained(again, tmp_path / "averaged.safetensors")
+    z, key = method.identity(torch.rand(4, 3, 64, 64)), method.key_spec.random(4)
+    hidden = method.transform(z, key)[0]
+    torch.testing.assert_close(again.transform(z, key)[0], hidden, rtol=0, atol=1e-2)
+    for one in (method, again):
+        torch.testing.assert_close(
+            one.transform.inverse(one.transform(z, key)[0], key)[0],
+            method.transform.inverse(hidden, key)[0],
+            rtol=0,
+            atol=1e-4,
+        )
+
+
+def test_the_average_lags_behind_the_weights(quick_trainer):
+    def moved(**options):
+        torch.manual_seed(0)
+        method = transform(flow(), learning_rate=1e-2)
+        before = method.compensation.layers[-1].bias.detach().clone()
+        quick_trainer(5, **options).fit(method, NoiseFaces(count=24))
+        return (method.compensation.layers[-1].bias - before).abs().mean()
+
+    assert 0 < moved(callbacks=[ExponentialAverage(0.9)]) < 0.7 * moved()
+    with pytest.raises(ValueError, match="decay must be at least 0 and below 1"):
+        ExponentialAverage(1.0)

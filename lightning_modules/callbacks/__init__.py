@@ -1,8 +1,16 @@
 """What watches a run: checkpoints, measurements and pictures of its round trips, predictions as files."""
 
+from lightning_modules.callbacks.averaging import ExponentialAverage
 from lightning_modules.callbacks.face_writer import FaceWriter
 from lightning_modules.callbacks.round_trip_grid import RoundTripGrid, grid_picture
 from lightning_modules.callbacks.round_trip_metrics import RoundTripMetrics
 from lightning_modules.callbacks.training_checkpoint import TrainingCheckpoint
 
-__all__ = ["FaceWriter", "RoundTripGrid", "RoundTripMetrics", "TrainingCheckpoint", "grid_picture"]
+__all__ = [
+    "ExponentialAverage",
+    "FaceWriter",
+    "RoundTripGrid",
+    "RoundTripMetrics",
+    "TrainingCheckpoint",
+    "grid_picture",
+]
