@@ -233,7 +233,7 @@ def test_a_latent_phase_2_renders_nothing_and_needs_codes(quick_trainer, monkeyp
 def test_after_a_warm_start_the_key_moves_the_picture_from_the_first_step(quick_trainer, tmp_path, make):
     torch.manual_seed(0)
     warm = transform(make(), latent=True, learning_rate=1e-3)
-    quick_trainer(10).fit(warm, LatentDataModule(NoiseFaces(count=40), LinearRecognizer(), 8))
+    quick_trainer(100, max_epochs=-1).fit(warm, LatentDataModule(NoiseFaces(count=40), LinearRecognizer(), 8))
     save_trained(warm, tmp_path / "warm.safetensors", {})
     method = transform(make(), start=tmp_path / "warm.safetensors")
     face, keys = face_batch(torch.rand(4, 3, 64, 64) * 2 - 1), method.key_spec.random(8).split(4)
