@@ -22,6 +22,7 @@ from rich.progress import track
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from datamodules.files import write_whole
 from experiments.parts import PARTS, Work
 from lightning_modules.protocol import Figure, append_results, cell
 from lightning_modules.weights import WeightsError
@@ -89,7 +90,7 @@ def benchmark(
     if out is not None:
         (Path(out) / "results.jsonl").unlink(missing_ok=True)  # one run, one table
         append_results(Path(out) / "results.jsonl", figures)
-        (Path(out) / "table.md").write_text(text, encoding="utf-8")
+        write_whole(Path(out) / "table.md", text)
     return figures
 
 

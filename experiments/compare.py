@@ -29,6 +29,7 @@ from torch import Tensor
 
 from datamodules.batch import FaceBatch, face_batch
 from datamodules.detection import default_detector
+from datamodules.files import write_whole
 from experiments.build import build, read_yaml
 from experiments.report import write_report
 from experiments.report_pictures import folder_name
@@ -190,7 +191,7 @@ class _Run:
         whole = FaceBatch(*(torch.cat(fields) for fields in zip(*kept, strict=True)))
         folder = self.out / "faces" / data / "original"
         for image, sample in zip(whole.image, whole.sample, strict=True):
-            _write(folder / f"{int(sample):06d}.png", encode(resize(image[None], self.plan.size)[0]))
+            write_whole(folder / f"{int(sample):06d}.png", encode(resize(image[None], self.plan.size)[0]))
         step = self.plan.batch_size
         return datamodule, [
             FaceBatch(*(field[i : i + step] for field in whole)) for i in range(0, len(whole.image), step)
@@ -236,7 +237,7 @@ class _Run:
         figures = [dataclasses.replace(figure, **common) for figure in figures]
         self.rows.append(row)
         lines = [json.loads(figure.to_json()) for figure in figures]
-        _write(part, json.dumps({"fingerprint": fingerprint, "row": row, "figures": lines}).encode())
+        write_whole(part, json.dumps({"fingerprint": fingerprint, "row": row, "figures": lines}).encode())
 
     def _measure(
         self, data: str, name: str, method: ReversibleAnonymizer, batches: list[FaceBatch], carrier: str
@@ -325,7 +326,7 @@ class _Run:
             "left_out": self.left_out,
             "failures": self.failures,
         }
-        _write(self.out / "run.json", json.dumps(about, indent=1).encode())
+        write_whole(self.out / "run.json", json.dumps(about, indent=1).encode())
         if self.rows or self.failures:
             write_report(self.out)
             self.console.print((self.out / "table.md").read_text(), markup=False, soft_wrap=True)
@@ -397,7 +398,7 @@ def hide_into(
             for s, a in zip(b.sample, b.attributes, strict=True)
         },
     }
-    _write(folder / "header.json", json.dumps(described).encode())
+    write_whole(folder / "header.json", json.dumps(described).encode())
     return speed
 
 
@@ -459,7 +460,7 @@ def _numbers(method: ReversibleAnonymizer, draw: Any, sample: Tensor) -> Tensor:
 
 def _save(folder: Path, images: Tensor, sample: Tensor, carrier: str) -> None:
     for image, number in zip(images, sample, strict=True):
-        _write(folder / f"{int(number):06d}{SUFFIX.get(carrier, '.jpg')}", encode(image, carrier))
+        write_whole(folder / f"{int(number):06d}{SUFFIX.get(carrier, '.jpg')}", encode(image, carrier))
 
 
 def _read_trip(folder: Path, batch: FaceBatch, size: int) -> RoundTrip:
@@ -552,14 +553,3 @@ def versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
     packages = ("keyveil", "torch", "lightning", "torchmetrics", "FrEIA", "onnxruntime")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write beside, then rename: a full disk leaves nothing half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.write_bytes(data)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from datamodules.files import write_whole
 from lightning_modules.carriers import write_picture
 from lightning_modules.networks.stylegan import MobileStyleGAN
 from lightning_modules.networks.stylegan.mobile import PREVIEW_BLOCKS
@@ -198,8 +199,7 @@ def measure_preview(out: Path, count: int = 64, seed: int = 7) -> None:
         told = {"metric": "psnr", "what": "preview against full picture", "size": size, "n": count, "seed": seed}
         spread = {"value": round(found.mean().item(), 3), "worst": round(found.min().item(), 3)}
         lines.append({**told, **spread, "weights": card("preview-head").digest})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_whole(out, "".join(json.dumps(line) + "\n" for line in lines))
     print(out.read_text(), end="")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.batch import FaceBatch
+from datamodules.files import write_whole
 from experiments.build import build, read_yaml
 from experiments.compare import choose_faces, load_method, method_spec
 from lightning_modules.anonymizer import ReversibleAnonymizer
@@ -60,10 +61,9 @@ def grid(
     with torch.no_grad():
         made.prepare(datamodule)
         picture = DRAWN[kind](made, some_faces(datamodule, faces), KeyRing.from_seed(seed), steps, tile)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.part")
-    picture.save(beside, "PNG", optimize=True)
-    os.replace(beside, out)
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    write_whole(out, file.getvalue())
     print(out)
 
 

@@ -15,6 +15,7 @@ from numpy import ndarray
 from datamodules.archives import cache_folder, progress
 from datamodules.cache import AlignedFaces, aligned_faces
 from datamodules.datasets import LFW
+from datamodules.files import write_whole
 from datamodules.sources import find_root
 from datamodules.splits import split_of
 from experiments.compare import commit
@@ -297,6 +298,4 @@ def _write(out: str, line: dict[str, Any]) -> None:
     path, key = Path(out), ("data", "judge", "metric")
     older = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     kept = [row for row in map(json.loads, older) if [row[k] for k in key] != [line[k] for k in key]]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*kept, line])
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*kept, line]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.batch import FaceBatch
+from datamodules.files import write_whole
 from experiments.build import build, read_yaml
 from experiments.compare import commit, configuration, load_method, method_spec
 from experiments.grids import some_faces
@@ -92,16 +92,10 @@ def limits(
                 "commit": commit(),
             })  # fmt: skip
             print(json.dumps(lines[-1]))
-    out.mkdir(parents=True, exist_ok=True)
     figure = io.BytesIO()
     draw(lines).savefig(figure, format="png", dpi=110)
-    for name, content in (
-        ("limits.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode()),
-        ("limits.png", figure.getvalue()),
-    ):
-        beside = out / f".{name}.part"
-        beside.write_bytes(content)
-        os.replace(beside, out / name)
+    write_whole(out / "limits.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_whole(out / "limits.png", figure.getvalue())
 
 
 def _label(source: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
+from datamodules.files import write_whole
 from experiments import report_pictures as pictures
 from experiments.glossary import GLOSSARY, REFERENCES, metric_word
 from experiments.report_run import Run
@@ -205,9 +205,4 @@ def write_report(out: Path) -> None:
     if grid := pictures.grid(run):
         files["grid.png"] = grid
     for name, content in files.items():
-        beside = out / f".{name}.part"
-        try:
-            beside.write_bytes(content)
-            os.replace(beside, out / name)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_whole(out / name, content)

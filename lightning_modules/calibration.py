@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from datamodules.files import write_whole
 from lightning_modules.judges import Judge
 
 CALIBRATION = Path(__file__).parent / "weights" / "calibration.json"
@@ -155,7 +156,7 @@ def save_calibration(
         "command": command,
     }
     text = json.dumps([entries[name] for name in sorted(entries)], indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_whole(path, text + "\n")
 
 
 def _read(path: Path) -> dict[str, dict]:

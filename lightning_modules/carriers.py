@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from datamodules.files import write_whole
 
 Picture = Float[Tensor, "3 height width"]
 Pixels = UInt8[np.ndarray, "height width 3"]
@@ -156,15 +157,10 @@ def write_picture(path: str | Path, image: Picture) -> None:
     if path.suffix.lower() not in _SUFFIXES:
         raise ValueError(f"cannot write {path}: expected a name ending in {', '.join(_SUFFIXES)}")
     data = encode(image, _SUFFIXES[path.suffix.lower()])
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(data)
-        beside.replace(path)
+        write_whole(path, data)
     except OSError as error:
         raise OSError(f"cannot write the picture {path}: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read_picture(path: str | Path) -> Picture:
