@@ -32,7 +32,7 @@ class HomogeneousCoupling(nn.Module):
     h^{-1}(v)/\|h^{-1}(v)\|`. (The coupling is that of Dinh et al., "Density estimation using Real NVP", 2017;
     RealNVP itself does not map rays to rays, so without lengths it cannot be undone.)
 
-    Zero at first: a new coupling is its permutation.
+    Zero at first: a new coupling changes nothing, and every number keeps its place.
 
     Args:
         dim: Length of a vector, at least 2.
@@ -58,7 +58,7 @@ class HomogeneousCoupling(nn.Module):
 
     @torch.no_grad()
     def reset_(self, generator: torch.Generator) -> None:
-        """Back to the permutation alone, with the hidden weights drawn anew."""
+        """Back to the identity, with the hidden weights drawn anew."""
         nn.init.zeros_(self.net[0].bias)
         # drawn on the CPU, so that a seed means the same weights everywhere
         first = torch.randn(self.net[0].weight.shape, generator=generator) * self.passive**-0.5
@@ -70,11 +70,11 @@ class HomogeneousCoupling(nn.Module):
         """``h(x)`` and ``log |det Dh(x)|``."""
         x1, x2 = x[:, self.order].split([self.passive, self.active], dim=1)
         s, t = self._read(x1)
-        return torch.cat([x1, x2 * s.exp() + t], dim=1), s.sum(1)
+        return torch.cat([x1, x2 * s.exp() + t], dim=1)[:, self.order.argsort()], s.sum(1)
 
     def inverse(self, y: Float[Tensor, "batch dim"]) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"]]:
         """``x`` with ``h(x) = y``, and ``log |det Dh(x)|`` (of ``h``, not of the inverse)."""
-        y1, y2 = y.split([self.passive, self.active], dim=1)
+        y1, y2 = y[:, self.order].split([self.passive, self.active], dim=1)
         s, t = self._read(y1)
         return torch.cat([y1, (y2 - t) * (-s).exp()], dim=1)[:, self.order.argsort()], s.sum(1)
 
@@ -110,6 +110,8 @@ class LearnedConjugate(Conjugate):
         dim: Length of an identity code.
         directions: Number d of principal directions kept; a key is a d × d rotation.
         angle: How far the key may turn a code, in radians; ``None`` takes the key's rotation as it is.
+        bands: Into how many equal bands a key's rotation falls. Couplings keep numbers in their places, so that a
+            band is the same directions here as in the linear case, bent a little.
         blocks: Number of couplings, at least 1.
         hidden: Width of the couplings' hidden layer.
         seed: Seed of the permutations, the first weights and the order of training.
@@ -127,11 +129,12 @@ class LearnedConjugate(Conjugate):
         dim: int = 512,
         directions: int = 128,
         angle: float | None = None,
+        bands: int = 1,
         blocks: int = 6,
         hidden: int = 256,
         seed: int = 0,
     ) -> None:
-        super().__init__(dim, directions, angle)
+        super().__init__(dim, directions, angle, bands)
         if blocks < 1:
             raise ValueError(f"blocks must be at least 1, got {blocks}; Conjugate is the case without any")
         self.seed = seed

@@ -57,10 +57,10 @@ def test_the_coupling_is_homogeneous_invertible_and_knows_its_jacobian(dim):
         torch.testing.assert_close(log_det[i], torch.linalg.slogdet(jacobian).logabsdet)
 
 
-def test_a_new_coupling_is_its_permutation():
+def test_a_new_coupling_changes_nothing():
     h = HomogeneousCoupling(6, 8, torch.Generator().manual_seed(0))
     x = torch.randn(4, 6)
-    assert torch.equal(h(x)[0], x[:, h.order])
+    assert torch.equal(h(x)[0], x)
     assert not h(x)[1].any()
 
 
@@ -102,11 +102,7 @@ def test_untrained_it_is_the_linear_case():
     linear, learned = Conjugate(32, 16).fit_(codes), LearnedConjugate(32, 16, blocks=3, hidden=8)
     learned.fit_(codes, shrink=0.1, steps=0)
     torch.testing.assert_close(learned.log_prob(codes), linear.log_prob(codes))
-    # its permutations turn the rotation that a key is into another one
-    order = torch.eye(16)
-    for coupling in learned.couplings:
-        order = order[coupling.order]
-    torch.testing.assert_close(learned(codes[:20], order @ key @ order.T), linear(codes[:20], key), rtol=0, atol=1e-4)
+    torch.testing.assert_close(learned(codes[:20], key), linear(codes[:20], key), rtol=0, atol=1e-4)
 
 
 def test_the_log_det_is_the_jacobians_on_the_sphere_of_the_subspace():
@@ -124,7 +120,7 @@ def test_the_log_det_is_the_jacobians_on_the_sphere_of_the_subspace():
                 lambda x, i=i, way=way: way(x[None], key[i : i + 1])[0][0], codes[i]
             )
             on_the_sphere = tangents(out[i]) @ jacobian @ tangents(codes[i]).T
-            torch.testing.assert_close(log_det[i], torch.linalg.slogdet(on_the_sphere).logabsdet)
+            torch.testing.assert_close(log_det[i], torch.linalg.slogdet(on_the_sphere).logabsdet, rtol=0, atol=1e-5)
 
 
 def test_the_linear_likelihood_is_the_angular_central_gaussian():
