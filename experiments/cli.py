@@ -58,6 +58,7 @@ def train(arguments: Sequence[str]) -> None:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,
+        trainer_defaults={"inference_mode": False},  # refinement takes gradients while it measures
         parser_kwargs={**parser, **dict.fromkeys(TRAINING, parser)},
         save_config_kwargs={"overwrite": True},
         args=None if arguments == sys.argv[1:] else list(arguments),

@@ -19,9 +19,10 @@ from datamodules.files import write_whole
 from experiments.build import build, read_yaml
 from experiments.compare import commit, configuration, load_method, method_spec
 from experiments.grids import some_faces
+from flows.conjugate import Conjugate
 from lightning_modules.carriers import through_file
 from lightning_modules.ifadit import IFADITTransform
-from lightning_modules.keys import KeyRing
+from lightning_modules.keys import KeyRing, KeySpec
 from lightning_modules.trained import load_trained, read_notes, weights_hash
 
 STAGES = {
@@ -54,7 +55,8 @@ def limits(
     (`transform`), the inversion (`inverted`), the true code with attributes read from the anonymized picture (`true
     code`), what is opened (`opened`), the recovered picture (`recovered`), the anonymized one (`anonymized`). Of the
     code asked for and what is read from the anonymized picture, before (`asked`) and after the compensation
-    (`compensated`). Pictures go through PNG.
+    (`compensated`). `linkage`: how well an anonymized picture is told to be of somebody by what keys in bands leave
+    (0.5: not at all). Pictures go through PNG.
 
     Args:
         method: YAML file of the method.
@@ -105,7 +107,10 @@ def _label(source: str) -> str:
 
 @torch.no_grad()
 def measure(method: IFADITTransform, face: FaceBatch, ring: KeyRing, batch: int, told: str) -> dict[str, Any]:
-    """Mean cosine of each station, and the correlation of codes asked for and read, by eighths of the directions.
+    """Mean cosine of each station; of a ``conjugate`` transform more.
+
+    ``carried`` is the correlation of codes asked for and read, by eighths of the directions from the widest to the
+    narrowest; ``linkage`` what an attacker without the key makes of the bands (:func:`linkage`).
 
     Args:
         method: In eval mode.
@@ -115,7 +120,7 @@ def measure(method: IFADITTransform, face: FaceBatch, ring: KeyRing, batch: int,
         told: What the progress bar says.
     """
     met: dict[str, list[Tensor]] = {name: [] for name in STAGES}
-    asked, read = [], []
+    asked, read, original = [], [], []
     numbers = torch.stack([method.key_spec.numbers(ring.right(int(s))) for s in face.sample])
     parts = list(zip(face.image.split(batch), numbers.to(face.image).split(batch), strict=True))
     for image, key in track(parts, told, transient=True):
@@ -140,15 +145,38 @@ def measure(method: IFADITTransform, face: FaceBatch, ring: KeyRing, batch: int,
         compare("opened", z, opened)
         compare("true code", z, method.identity(seen(z, attributes, picture)))
         compare("recovered", z, method.identity(seen(opened, attributes, picture)))
+        original.append(z)
         asked.append(hidden)
         read.append(found)
     figures: dict[str, Any] = {name: round(float(torch.cat(values).mean()), 4) for name, values in met.items()}
-    directions = getattr(method.transform, "directions", None)
-    if directions is not None:
-        a, b = (torch.cat(codes) @ directions.mT for codes in (asked, read))
+    if isinstance(method.transform, Conjugate):
+        a, b, z = (torch.cat(codes) @ method.transform.directions.mT for codes in (asked, read, original))
         correlation = ((a - a.mean(0)) * (b - b.mean(0))).mean(0) / (a.std(0, False) * b.std(0, False))
         figures["carried"] = [round(float(part.mean()), 3) for part in correlation.chunk(8)]
+        figures["linkage"] = round(linkage(*(code / method.transform.scales for code in (b, z)), method.key_spec), 4)
     return figures
+
+
+def linkage(read: Tensor, original: Tensor, spec: KeySpec) -> float:
+    """Area under the curve of telling, without the key, whose anonymized picture it is by what no key hides.
+
+    A rotation in bands keeps the length of a code's share of each band: the attacker compares logarithms of these.
+
+    Args:
+        read: Round codes ``(n, d)`` as read from anonymized pictures.
+        original: Round codes of the originals, in the same order.
+        spec: How many bands there are.
+
+    Returns:
+        0.5 for guessing, 1 for certainty.
+    """
+    lengths = [F.normalize(code, dim=1).unflatten(1, (spec.bands, -1)).norm(dim=2).log() for code in (read, original)]
+    distance = torch.cdist(*lengths)
+    others = ~torch.eye(len(read), dtype=torch.bool)
+    closer = (distance.diagonal()[:, None] < distance).float() + 0.5 * (
+        distance.diagonal()[:, None] == distance
+    ).float()
+    return float(closer[others].mean())
 
 
 def draw(lines: list[dict[str, Any]]) -> Figure:

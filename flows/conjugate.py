@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from flows.bands import shift_lengths, sticks
 from flows.orthogonal import rotate
 from flows.precision import full_precision
 
@@ -39,11 +40,11 @@ class Conjugate(nn.Module):
     the true :math:`d \, (\log \|A z_a\| - \log \|A z\|)` between tangent spaces of that sphere; as a map of
     the surrounding space it has none.
 
-    A rendered face does not carry every direction of its code alike: with the weights of the card ``ifadit`` the
-    correlation of what was asked for with what is read falls from 0.84 along the leading eight directions to 0.12
-    along the last. One rotation of all of them spreads the loss of the last over the first, so ``bands`` lets
-    directions be mixed only with their like: recovered faces then had a mean cosine of 0.50 instead of 0.38 to the
-    originals. What a band keeps is its length, one number of each code that no key hides.
+    A rendered face does not carry every direction of its code alike: what is asked for along the widest arrives,
+    along the narrowest hardly anything does (``carried`` of ``keyveil limits``). One rotation of all of them spreads
+    the loss of the narrow over the wide, so ``bands`` lets directions be mixed only with their like. A rotation in
+    bands keeps the length of a code's share of each band, by which a stranger could link pictures: these lengths are
+    hidden by a pad out of the same key (:func:`~flows.bands.shift_lengths`).
 
     Nothing is trained. The buffers are in the ``state_dict`` and keep their shapes, so a fitted one loads
     into a new one.
@@ -57,8 +58,8 @@ class Conjugate(nn.Module):
             :math:`\exp(\theta (Q_k - Q_k^\top)/2)` (after Cao et al., ICCV 2021), whose turned codes have a
             mean cosine of about :math:`J_0(\theta)` to the original where codes are round: 1 at 0, 0.77 at
             1, 0 at 2.4. ``None`` takes the key's rotation as it is, which leaves nothing alike.
-        bands: Into how many equal bands, from the widest directions to the narrowest, a key's rotation falls. It is
-            a wish that keys fulfil (:attr:`key_bands`); whichever rotation comes is undone.
+        bands: Into how many equal bands of at least two, from the widest directions to the narrowest, a key's
+            rotation falls (:attr:`key_bands`).
 
     Raises:
         ValueError: If ``directions`` does not lie in ``dim`` or does not fall into so many bands.
@@ -79,11 +80,13 @@ class Conjugate(nn.Module):
         super().__init__()
         if not 2 <= directions <= dim:
             raise ValueError(f"directions must lie between 2 and dim = {dim}, got {directions}")
-        if bands < 1 or directions % bands:
-            raise ValueError(f"{directions} directions do not fall into {bands} equal bands")
+        if bands < 1 or directions % bands or directions // bands < 2:
+            raise ValueError(f"{directions} directions do not fall into {bands} equal bands of at least two")
         self.dim, self.key_length, self.key_bands, self.angle = dim, directions, bands, angle
         self.register_buffer("directions", torch.zeros(directions, dim))
         self.register_buffer("scales", torch.zeros(directions))
+        if bands > 1:
+            self.register_buffer("lengths", torch.zeros(2, bands - 1))
 
     @torch.no_grad()
     def fit_(self, codes: Float[Tensor, "n dim"], shrink: float = 0.1) -> Conjugate:
@@ -117,7 +120,13 @@ class Conjugate(nn.Module):
             )
         self.directions.copy_(vectors[:, -self.key_length :].mT.flip(0))
         self.scales.copy_(variances.sqrt())
+        self._fit_lengths(codes)
         return self
+
+    def _fit_lengths(self, codes: Tensor) -> None:
+        if self.key_bands > 1:
+            found = sticks(self._to_round(codes.to(self._dtype))[0], self.key_bands)
+            self.lengths.copy_(torch.stack([found.mean(0), found.std(0)]))
 
     def forward(
         self, z: Float[Tensor, "batch dim"], key: Float[Tensor, "batch d d"]
@@ -170,8 +179,15 @@ class Conjugate(nn.Module):
             if self.angle is not None:
                 rotation = torch.linalg.matrix_exp(self.angle * (rotation - rotation.mT) / 2)
             u, density = self._to_round(z.to(self._dtype))
-            turned, density_there = self._from_round(rotate(rotation.mT if back else rotation, u))
-            return turned, density - density_there  # a rotation keeps areas: what is left is f's share on either side
+            shifted = u.new_zeros(len(u))
+            if back and self.key_bands > 1:
+                u, shifted = shift_lengths(u, rotation, self.lengths.to(u), self.key_bands, back=True)
+            u = rotate(rotation.mT if back else rotation, u)
+            if not back and self.key_bands > 1:
+                u, shifted = shift_lengths(u, rotation, self.lengths.to(u), self.key_bands, back=False)
+            turned, density_there = self._from_round(u)
+            # a rotation keeps areas: what is left is f's share on either side, and that of the lengths
+            return turned, density + shifted - density_there
 
     def _to_round(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Codes to where they are round, :math:`u = f(z)`, and the log of how f scales areas, less log det A."""

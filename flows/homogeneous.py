@@ -47,12 +47,12 @@ class HomogeneousCoupling(nn.Module):
     """
 
     clamp = 0.1  # |s| stays below it; on LFW strangers 0.1 and 0.3 are likelier than 0 and 1
-    order: Int[Tensor, " dim"]
+    places: Int[Tensor, " dim"]
 
     def __init__(self, dim: int, hidden: int, generator: torch.Generator) -> None:
         super().__init__()
         self.passive, self.active = dim - dim // 2, dim // 2
-        self.register_buffer("order", torch.randperm(dim, generator=generator))
+        self.register_buffer("places", torch.randperm(dim, generator=generator))
         self.net = nn.Sequential(nn.Linear(self.passive, hidden), nn.SiLU(), nn.Linear(hidden, 2 * self.active))
         self.reset_(generator)
 
@@ -68,15 +68,15 @@ class HomogeneousCoupling(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch dim"]) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"]]:
         """``h(x)`` and ``log |det Dh(x)|``."""
-        x1, x2 = x[:, self.order].split([self.passive, self.active], dim=1)
+        x1, x2 = x[:, self.places].split([self.passive, self.active], dim=1)
         s, t = self._read(x1)
-        return torch.cat([x1, x2 * s.exp() + t], dim=1)[:, self.order.argsort()], s.sum(1)
+        return torch.cat([x1, x2 * s.exp() + t], dim=1)[:, self.places.argsort()], s.sum(1)
 
     def inverse(self, y: Float[Tensor, "batch dim"]) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"]]:
         """``x`` with ``h(x) = y``, and ``log |det Dh(x)|`` (of ``h``, not of the inverse)."""
-        y1, y2 = y[:, self.order].split([self.passive, self.active], dim=1)
+        y1, y2 = y[:, self.places].split([self.passive, self.active], dim=1)
         s, t = self._read(y1)
-        return torch.cat([y1, (y2 - t) * (-s).exp()], dim=1)[:, self.order.argsort()], s.sum(1)
+        return torch.cat([y1, (y2 - t) * (-s).exp()], dim=1)[:, self.places.argsort()], s.sum(1)
 
     def _read(self, x1: Tensor) -> tuple[Tensor, Tensor]:
         length = x1.norm(dim=1, keepdim=True)
@@ -181,6 +181,8 @@ class LearnedConjugate(Conjugate):
                 self._train(super()._to_round(unit)[0], weights, steps, noise, generator)
             finally:
                 self.requires_grad_(False).zero_grad()
+        with torch.no_grad(), full_precision(codes.device):
+            self._fit_lengths(codes)
         return self
 
     def _train(self, whitened: Tensor, weights: Tensor, steps: int, noise: float, generator: torch.Generator) -> None:

@@ -193,7 +193,9 @@ def test_a_rotation_in_bands_mixes_nothing_of_two_bands_and_tells_keys_apart():
     assert (one[:4, :4] - one[4:8, 4:8]).abs().min() > 1e-4  # each band turns in its own way
 
 
-@pytest.mark.parametrize(("kind", "length", "bands"), [("rotation", 12, 5), ("rotation", 12, 0), ("normal", 12, 3)])
+@pytest.mark.parametrize(
+    ("kind", "length", "bands"), [("rotation", 12, 5), ("rotation", 12, 0), ("rotation", 12, 12), ("normal", 12, 3)]
+)
 def test_bands_that_do_not_suit_are_refused(kind, length, bands):
     with pytest.raises(ValueError, match=f"cannot have {bands} bands"):
         KeySpec(kind, length, bands)

@@ -2,11 +2,11 @@ import pytest
 import torch
 from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
 
-from experiments.limits import STAGES, draw, limits, measure
+from experiments.limits import STAGES, draw, limits, linkage, measure
 from flows.conjugate import Conjugate
 from flows.orthogonal import KeyedOrthogonal
 from lightning_modules.ifadit import IFADITTransform
-from lightning_modules.keys import KeyRing
+from lightning_modules.keys import KeyRing, KeySpec
 
 
 def method(transform):
@@ -20,7 +20,7 @@ def test_every_station_is_measured_and_drawn():
     with torch.no_grad():
         made.prepare(faces)
     found = measure(made, faces.whole(), KeyRing.from_seed(0), 8, "faces")
-    assert set(found) == {*STAGES, "carried"}
+    assert set(found) == {*STAGES, "carried", "linkage"}
     assert len(found["carried"]) == 8
     assert all(-1 <= found[name] <= 1 for name in STAGES)
     lines = [{"data": name, "faces": 24, "phase1_steps": at, **found} for name in ("a", "b") for at in (1, 2)]
@@ -42,3 +42,15 @@ def test_limits_is_about_ifadit(tmp_path):
     with pytest.raises(ValueError, match="SDN has none"):
         limits("configs/method/sdn.yaml", tmp_path, weights=None)
     assert not list(tmp_path.iterdir())
+
+
+def test_bands_are_what_a_stranger_can_link_by():
+    codes = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for bands in (1, 2, 8):
+        spec = KeySpec("rotation", 16, bands)
+        hidden = torch.einsum("nij,nj->ni", spec.random(300, torch.Generator().manual_seed(1)), codes)
+        found[bands] = linkage(hidden, codes, spec)
+    assert found[1] < 0.7  # one length of a unit code: rounding alone
+    assert found[2] > 0.95
+    assert found[8] > 0.99

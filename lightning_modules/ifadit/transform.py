@@ -199,18 +199,16 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         z, parts = F.normalize(z, dim=1), self.disentangler
         w = parts.codes(z, attributes)
         if self.refine and not self.training:
-            finish = partial(self._finish, picture=picture, mask=self._mask(picture, self._render(w)))
+            mask = None if self.mask is None else self.mask(picture, self._render(w))
+            finish = partial(self._finish, picture=picture, mask=mask)
             aim = aim or partial(self._carries, z)
             w = refine(parts.generator, w, lambda image: aim(finish(resize(image, self.size))), self.refine)
         rendered = self._render(w)
-        return self._finish(rendered, picture, self._mask(picture, rendered))
+        return self._finish(rendered, picture, None if self.mask is None else self.mask(picture, rendered))
 
     def _render(self, w: Tensor) -> Image:
         preview = self.preview == "always" or (self.preview == "train" and self.training)
         return self.disentangler.generator(w, size=self.size, **({"preview": True} if preview else {}))
-
-    def _mask(self, picture: Image, rendered: Image) -> Tensor | None:
-        return None if self.mask is None else self.mask(picture, rendered)
 
     @staticmethod
     def _finish(rendered: Image, picture: Image, mask: Tensor | None) -> Image:

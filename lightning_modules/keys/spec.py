@@ -18,7 +18,7 @@ class KeySpec:
     Args:
         kind: ``"bits"`` (-1 or +1), ``"normal"`` (N(0, 1)), ``"rotation"`` (a matrix) or ``"none"``.
         length: Count of the bits or numbers, or dimension of the rotation; 0 for ``"none"``.
-        bands: Into how many equal blocks along its diagonal a rotation falls; it mixes no numbers of two blocks.
+        bands: Into how many equal blocks along its diagonal, of two dimensions or more, a rotation falls.
 
     Raises:
         ValueError: If there is no such kind, or the length or the bands do not suit it.
@@ -38,7 +38,8 @@ class KeySpec:
             raise ValueError(f"expected a key of kind none, bits, normal or rotation, got {self.kind!r}")
         if (self.length == 0) != (self.kind == "none") or self.length < 0:
             raise ValueError(f"a key of kind {self.kind!r} cannot have length {self.length}")
-        if self.bands < 1 or self.length % self.bands or (self.bands > 1 and self.kind != "rotation"):
+        suit = self.kind == "rotation" and self.length % max(self.bands, 1) == 0 and self.length >= 2 * self.bands
+        if self.bands < 1 or (self.bands > 1 and not suit):
             raise ValueError(f"a key of kind {self.kind!r} and length {self.length} cannot have {self.bands} bands")
 
     @classmethod
