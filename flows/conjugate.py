@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from flows.bands import shift_lengths, sticks
 from flows.orthogonal import rotate
 from flows.precision import full_precision
 
@@ -43,8 +42,8 @@ class Conjugate(nn.Module):
     A rendered face does not carry every direction of its code alike: what is asked for along the widest arrives,
     along the narrowest hardly anything does (``carried`` of ``keyveil limits``). One rotation of all of them spreads
     the loss of the narrow over the wide, so ``bands`` lets directions be mixed only with their like. A rotation in
-    bands keeps the length of a code's share of each band, by which a stranger could link pictures: these lengths are
-    hidden by a pad out of the same key (:func:`~flows.bands.shift_lengths`).
+    bands keeps the length of a code's share of each band, by which a stranger could link pictures without any key:
+    so every hidden code gets the usual lengths, and its own are lost (:meth:`kept`).
 
     Nothing is trained. The buffers are in the ``state_dict`` and keep their shapes, so a fitted one loads
     into a new one.
@@ -59,7 +58,7 @@ class Conjugate(nn.Module):
             mean cosine of about :math:`J_0(\theta)` to the original where codes are round: 1 at 0, 0.77 at
             1, 0 at 2.4. ``None`` takes the key's rotation as it is, which leaves nothing alike.
         bands: Into how many equal bands of at least two, from the widest directions to the narrowest, a key's
-            rotation falls (:attr:`key_bands`).
+            rotation falls (:attr:`key_bands`). With one, all that lies in the subspace comes back.
 
     Raises:
         ValueError: If ``directions`` does not lie in ``dim`` or does not fall into so many bands.
@@ -86,7 +85,7 @@ class Conjugate(nn.Module):
         self.register_buffer("directions", torch.zeros(directions, dim))
         self.register_buffer("scales", torch.zeros(directions))
         if bands > 1:
-            self.register_buffer("lengths", torch.zeros(2, bands - 1))
+            self.register_buffer("lengths", torch.zeros(bands))
 
     @torch.no_grad()
     def fit_(self, codes: Float[Tensor, "n dim"], shrink: float = 0.1) -> Conjugate:
@@ -125,8 +124,15 @@ class Conjugate(nn.Module):
 
     def _fit_lengths(self, codes: Tensor) -> None:
         if self.key_bands > 1:
-            found = sticks(self._to_round(codes.to(self._dtype))[0], self.key_bands)
-            self.lengths.copy_(torch.stack([found.mean(0), found.std(0)]))
+            u, _ = self._to_round(codes.to(self._dtype))
+            self.lengths.copy_(u.unflatten(1, (self.key_bands, -1)).square().sum(2).mean(0).sqrt())
+
+    def _level(self, u: Tensor) -> Tensor:
+        """Round unit codes with the usual lengths of their bands."""
+        if self.key_bands == 1:
+            return u
+        bands = normalize(u.unflatten(1, (self.key_bands, -1)), dim=2)
+        return normalize((bands * self.lengths.to(u)[:, None]).flatten(1), dim=1)
 
     def forward(
         self, z: Float[Tensor, "batch dim"], key: Float[Tensor, "batch d d"]
@@ -146,6 +152,12 @@ class Conjugate(nn.Module):
         Its square root is the cosine between a code and what the right key gives back in the best case.
         """
         return (normalize(codes.to(self.directions), dim=1) @ self.directions.mT).square().sum(1)
+
+    def kept(self, codes: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
+        """What the right key gives back of codes in the best case: unit codes in the subspace, their bands levelled."""
+        self._check_fitted()
+        with full_precision(codes.device):
+            return self._from_round(self._level(self._to_round(codes.to(self._dtype))[0]))[0]
 
     def log_prob(self, codes: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
         r"""Log-density in nats of codes' directions in the subspace, if :math:`f` made real codes uniform.
@@ -179,15 +191,10 @@ class Conjugate(nn.Module):
             if self.angle is not None:
                 rotation = torch.linalg.matrix_exp(self.angle * (rotation - rotation.mT) / 2)
             u, density = self._to_round(z.to(self._dtype))
-            shifted = u.new_zeros(len(u))
-            if back and self.key_bands > 1:
-                u, shifted = shift_lengths(u, rotation, self.lengths.to(u), self.key_bands, back=True)
-            u = rotate(rotation.mT if back else rotation, u)
-            if not back and self.key_bands > 1:
-                u, shifted = shift_lengths(u, rotation, self.lengths.to(u), self.key_bands, back=False)
-            turned, density_there = self._from_round(u)
-            # a rotation keeps areas: what is left is f's share on either side, and that of the lengths
-            return turned, density + shifted - density_there
+            turned, density_there = self._from_round(
+                rotate(rotation.mT, u) if back else rotate(rotation, self._level(u))
+            )
+            return turned, density - density_there  # a rotation keeps areas: what is left is f's share on either side
 
     def _to_round(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Codes to where they are round, :math:`u = f(z)`, and the log of how f scales areas, less log det A."""

@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
-from flows.bands import sticks
 from flows.conjugate import Conjugate
 from flows.coupling import KeyedCoupling
 from flows.orthogonal import KeyedOrthogonal
@@ -280,41 +279,21 @@ def test_mistakes_are_answered_with_the_rule():
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
 def test_keys_in_bands_are_undone_and_leave_no_length_of_a_band(dtype, error):
     torch.manual_seed(0)
-    seen, codes = people(6000).to(dtype).split(3000)
+    seen, codes = people(600).to(dtype).split(300)
     flow = Conjugate(bands=4).to(dtype).fit_(seen)
-    codes = normalize(codes @ flow.directions.T @ flow.directions, dim=1)
-    key = KeySpec.of(flow).random(3000).to(dtype)
+    key = torch.stack([torch.block_diag(*rotations(4, 32, dtype)) for _ in codes])
     hidden, log_det = flow(codes, key)
     back, log_det_back = flow.inverse(hidden, key)
-    # keys are float32: as rotations they are exact to 1e-7 only
-    torch.testing.assert_close(back, codes, rtol=0, atol=max(error, 1e-5 if dtype == torch.float64 else 0))
-    torch.testing.assert_close(log_det_back, -log_det, rtol=1e-2, atol=2e-2)
-    before, after = (sticks(flow._to_round(z)[0], 4) for z in (codes, hidden))
-    correlation = torch.corrcoef(torch.cat([before, after], 1).T)[:3, 3:]
-    assert correlation.abs().max() < 5 / 3000**0.5
-    # and they are spread as real codes' are
-    torch.testing.assert_close(after.mean(0), before.mean(0), rtol=0, atol=0.1)
-    torch.testing.assert_close(after.std(0), before.std(0), rtol=0.15, atol=0)
+    torch.testing.assert_close(back, flow.kept(codes), rtol=0, atol=error)
+    assert cosine_similarity(back, codes).mean() > 0.95
+    again, log_det = flow(back, key)  # levelled already: nothing more is lost
+    torch.testing.assert_close(again, hidden, rtol=0, atol=error)
+    torch.testing.assert_close(log_det_back, -log_det, rtol=1e-3, atol=1e-2)
+    lengths = flow._to_round(hidden)[0].unflatten(1, (4, 32)).norm(dim=2)
+    torch.testing.assert_close(lengths, flow.lengths.expand(300, -1), rtol=1e-3, atol=1e-3)
 
 
-def test_the_lengths_log_det_is_the_jacobians_too():
-    flow = Conjugate(dim=10, directions=8, bands=2).fit_(people(300, 10, 9)).double()
-    codes = normalize(torch.randn(3, 8).double() @ flow.directions, dim=1)
-    key = torch.stack([torch.block_diag(*rotations(2, 4, torch.float64)) for _ in range(3)])
-    hidden, log_det = flow(codes, key)
-
-    def tangents(z):
-        vectors = torch.linalg.svd(torch.cat([z[None] @ flow.directions.T, torch.zeros(7, 8).double()])).Vh[1:]
-        return vectors @ flow.directions
-
-    for i in range(3):
-        jacobian = torch.autograd.functional.jacobian(lambda x, i=i: flow(x[None], key[i : i + 1])[0][0], codes[i])
-        on_the_sphere = tangents(hidden[i]) @ jacobian @ tangents(codes[i]).T
-        torch.testing.assert_close(log_det[i], torch.linalg.slogdet(on_the_sphere).logabsdet, rtol=0, atol=1e-5)
-
-
-def test_no_rotation_changes_no_length():
-    seen, codes = people(508).split((500, 8))
-    flow = Conjugate(bands=4).fit_(seen)
-    codes = normalize(codes @ flow.directions.T @ flow.directions, dim=1)
-    torch.testing.assert_close(flow(codes, torch.eye(128).expand(8, -1, -1))[0], codes, rtol=0, atol=1e-5)
+def test_with_one_band_all_of_the_subspace_is_kept():
+    flow = Conjugate().fit_(people(500))
+    codes = normalize(torch.randn(8, 128) @ flow.directions, dim=1)
+    torch.testing.assert_close(flow.kept(codes), codes, rtol=0, atol=1e-5)
