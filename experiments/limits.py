@@ -23,7 +23,7 @@ from flows.conjugate import Conjugate
 from lightning_modules.carriers import through_file
 from lightning_modules.ifadit import IFADITTransform
 from lightning_modules.keys import KeyRing, KeySpec
-from lightning_modules.trained import load_trained, read_notes, weights_hash
+from lightning_modules.trained import load_trained, weights_hash
 
 STAGES = {
     "transform": "hidden and opened, no picture between",
@@ -63,7 +63,8 @@ def limits(
         out: Folder to write into.
         weights: Trained weights: a checkpoint, safetensors or a card.
         phase1: More checkpoints whose phase 1 takes the place of that one's, in the order of their training: one
-            point of the curves each. The compensation stays, though it was trained for the last.
+            point of the curves each, before that of `weights`. The compensation stays, though it was trained for
+            `weights`.
         data: YAML files of data sets; their test faces are measured. Generated faces and LFW, if not given.
         faces: Faces of each data set.
         batch: Faces at once.
@@ -71,9 +72,14 @@ def limits(
         changes: Other `init_args` of the method.
 
     Raises:
-        ValueError: If the method is no iFADIT.
+        ValueError: If the method is no iFADIT, or there are fewer than two faces.
+        FileNotFoundError: If a checkpoint is missing.
     """
-    made, notes = load_method(method_spec({"config": str(method), "weights": weights, "init_args": changes or {}}))
+    if faces < 2:
+        raise ValueError(f"limits takes two faces at least, got {faces}")
+    if missing := [source for source in phase1 or [] if not Path(source).is_file()]:
+        raise FileNotFoundError(f"there is no checkpoint {missing[0]}")
+    made, _ = load_method(method_spec({"config": str(method), "weights": weights, "init_args": changes or {}}))
     if not isinstance(made, IFADITTransform):
         raise ValueError(f"limits follows identity codes through iFADIT; {type(made).__name__} has none")
     sets = data or [configuration(f"configs/data/{name}.yaml") for name in ("faces-generated", "lfw")]
@@ -82,15 +88,12 @@ def limits(
         datamodule = build(L.LightningDataModule, read_yaml(path)["data"], f"data {path}")
         datamodule.prepare_data()
         chosen = made.fit_size(some_faces(datamodule, faces))
-        steps = 0
-        for source in [*(phase1 or []), weights]:
-            last = source == weights
-            load_trained(made, source, prefix="" if last else "disentangler.")
-            steps += 0 if last else int(read_notes(source).get("steps", 0))
+        for source, prefix in [*((source, "disentangler.") for source in phase1 or []), (weights, "")]:
+            load_trained(made, source, prefix=prefix)
             found = measure(made, chosen, KeyRing.from_seed(seed), batch, f"{path.stem}, {_label(source)}")
             lines.append({
-                "data": path.stem, "weights": _label(source), "phase1_steps": steps, "faces": len(chosen.image),
-                "refine": made.refine, **found, "steps": notes.get("steps"), "hash": weights_hash(made),
+                "data": path.stem, "weights": _label(source), "faces": len(chosen.image),
+                "refine": made.refine, **found, "seed": seed, "changes": changes or {}, "hash": weights_hash(made),
                 "commit": commit(),
             })  # fmt: skip
             print(json.dumps(lines[-1]))
@@ -150,10 +153,11 @@ def measure(method: IFADITTransform, face: FaceBatch, ring: KeyRing, batch: int,
         read.append(found)
     figures: dict[str, Any] = {name: round(float(torch.cat(values).mean()), 4) for name, values in met.items()}
     if isinstance(method.transform, Conjugate):
-        a, b, z = (torch.cat(codes) @ method.transform.directions.mT for codes in (asked, read, original))
+        a, b = (torch.cat(codes) @ method.transform.directions.mT for codes in (asked, read))
         correlation = ((a - a.mean(0)) * (b - b.mean(0))).mean(0) / (a.std(0, False) * b.std(0, False))
         figures["carried"] = [round(float(part.mean()), 3) for part in correlation.chunk(8)]
-        figures["linkage"] = round(linkage(*(code / method.transform.scales for code in (b, z)), method.key_spec), 4)
+        rounds = (method.transform.round_codes(torch.cat(codes)) for codes in (read, original))
+        figures["linkage"] = round(linkage(*rounds, method.key_spec), 4)
     return figures
 
 
@@ -180,15 +184,15 @@ def linkage(read: Tensor, original: Tensor, spec: KeySpec) -> float:
 
 
 def draw(lines: list[dict[str, Any]]) -> Figure:
-    """Curves of every station against phase 1's training steps, one panel a data set."""
+    """Curves of every station along the training, one panel a data set."""
     sets = list(dict.fromkeys(line["data"] for line in lines))
     figure = Figure(figsize=(6 * len(sets), 4.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], sets, strict=True):
         shown = [line for line in lines if line["data"] == name]
         for stage, meaning in STAGES.items():
-            steps, values = [line["phase1_steps"] for line in shown], [line[stage] for line in shown]
-            axes.plot(steps, values, marker="o", label=f"{stage}: {meaning}")
-        axes.set(title=f"{name}, {shown[-1]['faces']} faces", xlabel="steps of phase 1", ylim=(-0.1, 1.02))
+            axes.plot([line[stage] for line in shown], marker="o", label=f"{stage}: {meaning}")
+        axes.set_xticks(range(len(shown)), [line["weights"] for line in shown], fontsize=8)
+        axes.set(title=f"{name}, {shown[-1]['faces']} faces", xlabel="stage and step of phase 1", ylim=(-0.1, 1.02))
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("cosine of identity codes, own network")
     handles, labels = figure.axes[0].get_legend_handles_labels()

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from datamodules.files import write_whole
 from experiments.build import read_yaml
 from lightning_modules.trained import export, read_notes
 
@@ -107,12 +108,12 @@ def recipe(file: Path, only: list[str] | None = None, dry_run: bool = False) -> 
             continue
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(stage.overlay(folder)), overlay)
-        begun.write_text(json.dumps({"fingerprint": told}))
+        write_whole(begun, json.dumps({"fingerprint": told}))
         started = time.monotonic()
         if code := subprocess.run(command, check=False).returncode:
             console.print(f"[bold red]failed[/] {stage.name}; the stages after it were not begun")
             return code
-        done.write_text(json.dumps({"fingerprint": told, "seconds": round(time.monotonic() - started, 1)}))
+        write_whole(done, json.dumps({"fingerprint": told, "seconds": round(time.monotonic() - started, 1)}))
         if stage.export:
             export(last, Path(stage.export), f"{stage.note} recipe {file.as_posix()}, stage {stage.name}".strip())
             console.print(f"wrote {stage.export} after {read_notes(last).get('steps')} steps")

@@ -124,8 +124,14 @@ class Conjugate(nn.Module):
 
     def _fit_lengths(self, codes: Tensor) -> None:
         if self.key_bands > 1:
-            u, _ = self._to_round(codes.to(self._dtype))
-            self.lengths.copy_(u.unflatten(1, (self.key_bands, -1)).square().sum(2).mean(0).sqrt())
+            self.lengths.copy_(
+                self.round_codes(codes).unflatten(1, (self.key_bands, -1)).square().sum(2).mean(0).sqrt()
+            )
+
+    def round_codes(self, codes: Float[Tensor, "n dim"]) -> Float[Tensor, "n d"]:
+        """Where keys turn: unit codes ``f(z)``, of real people's codes about uniform on the sphere."""
+        with full_precision(codes.device):
+            return self._to_round(codes.to(self._dtype))[0]
 
     def _level(self, u: Tensor) -> Tensor:
         """Round unit codes with the usual lengths of their bands."""
@@ -157,7 +163,7 @@ class Conjugate(nn.Module):
         """What the right key gives back of codes in the best case: unit codes in the subspace, their bands levelled."""
         self._check_fitted()
         with full_precision(codes.device):
-            return self._from_round(self._level(self._to_round(codes.to(self._dtype))[0]))[0]
+            return self._from_round(self._level(self.round_codes(codes)))[0]
 
     def log_prob(self, codes: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
         r"""Log-density in nats of codes' directions in the subspace, if :math:`f` made real codes uniform.

@@ -42,6 +42,7 @@ def test_every_method_data_and_trainer_file_fits_the_others(files, capsys):
     resolved = capsys.readouterr().out
     assert "class_path" in resolved
     assert "${" not in resolved
+    assert "inference_mode: false" in resolved  # refinement takes gradients while it measures
 
 
 def test_an_unknown_key_of_a_file_is_named(capsys, tmp_path):

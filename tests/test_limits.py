@@ -23,7 +23,7 @@ def test_every_station_is_measured_and_drawn():
     assert set(found) == {*STAGES, "carried", "linkage"}
     assert len(found["carried"]) == 8
     assert all(-1 <= found[name] <= 1 for name in STAGES)
-    lines = [{"data": name, "faces": 24, "phase1_steps": at, **found} for name in ("a", "b") for at in (1, 2)]
+    lines = [{"data": name, "faces": 24, "weights": f"step {at}", **found} for name in ("a", "b") for at in (1, 2)]
     panels = draw(lines).axes
     assert [len(panel.lines) for panel in panels] == [len(STAGES)] * 2
 
@@ -41,6 +41,10 @@ def test_a_transform_that_hides_nothing_loses_nothing_and_the_same_faces_give_th
 def test_limits_is_about_ifadit(tmp_path):
     with pytest.raises(ValueError, match="SDN has none"):
         limits("configs/method/sdn.yaml", tmp_path, weights=None)
+    with pytest.raises(ValueError, match="two faces at least"):
+        limits("configs/method/ifadit-transform.yaml", tmp_path, faces=1)
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint nosuch.ckpt"):
+        limits("configs/method/ifadit-transform.yaml", tmp_path, phase1=["nosuch.ckpt"])
     assert not list(tmp_path.iterdir())
 
 
