@@ -160,7 +160,9 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         """``paste(G(MLP([F(E_id(x) | k) ; E_att(x)])), x)``."""
         z, attributes = self.identity(face.image), self.attributes_of(face.image)
         hidden, _ = self.transform(z, self.key_spec.check(key, len(face.image)))
-        return self.compose(hidden, attributes, face.image, aim=partial(self._comes_back, z, attributes, key))
+        # not z itself: what a transform drops, such as the lengths of bands, a stranger could link by
+        left = self.open(hidden, key)
+        return self.compose(hidden, attributes, face.image, aim=partial(self._comes_back, left, attributes, key))
 
     def recover(self, face: FaceBatch, key: Tensor) -> Image:
         """``paste(G(MLP([F⁻¹(ICL(E_id(x̃_a)) | k) ; E_att(x̃_a)])), x̃_a)``: the saved picture and the key are all."""
@@ -219,7 +221,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         return 1 - F.cosine_similarity(self.identity(image), z)
 
     def _comes_back(self, z: Tensor, attributes: Tensor, key: Tensor, image: Image) -> Tensor:
-        """How far the codes that a recipient will get from anonymized pictures are from the right ones, ``(B,)``."""
+        """How far the codes that a recipient gets from anonymized pictures are from the best to be had, ``(B,)``."""
         parts = self.disentangler
         opened = self.open(self.compensate(self.identity(image), key), key)
         met, wanted = parts.codes(z, self.attributes_of(image)), parts.codes(z, attributes)
