@@ -226,6 +226,18 @@ def test_an_anonymized_picture_is_refined_for_its_recipient(mask):
     assert refined < min(for_the_code, missed(method.anonymize(face, key)))
 
 
+def test_refinement_is_not_told_what_keys_do_not_hide(monkeypatch):
+    method = transform(Conjugate(512, 16, bands=2), refine=1).eval()
+    with torch.no_grad():
+        method.prepare(NoiseFaces(count=40))
+    face, told, judged = face_batch(torch.rand(4, 3, 64, 64) * 2 - 1), [], method._comes_back
+    monkeypatch.setattr(method, "_comes_back", lambda z, *rest: told.append(z) or judged(z, *rest))
+    method.anonymize(face, method.key_spec.random(4))
+    z = method.identity(face.image)
+    torch.testing.assert_close(told[0], method.transform.kept(z), rtol=0, atol=1e-4)
+    assert not torch.allclose(told[0], z, atol=1e-3)
+
+
 def test_a_latent_phase_2_renders_nothing_and_needs_codes(quick_trainer, monkeypatch):
     method = transform(flow(), latent=True, learning_rate=1e-2)
     monkeypatch.setattr(method, "compose", lambda *_: pytest.fail("it rendered"))
