@@ -3,7 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Args:
+        path: Where to; missing folders are made.
+        tensors: Names and tensors; moved to the CPU.
+        notes: Metadata of the file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_whole(path, save(ready, None if notes is None else dict(notes)))
 
 
 def write_whole(path: str | Path, data: bytes | str) -> None:

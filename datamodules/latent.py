@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from rich.progress import track
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
@@ -17,6 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 from datamodules.archives import cache_folder
 from datamodules.batch import FaceBatch, face_batch
 from datamodules.faces import FaceDataModule
+from datamodules.files import write_tensors
 
 
 class Codes(Dataset[FaceBatch]):
@@ -109,10 +109,7 @@ def _cached(part: L.LightningDataModule, recognizer: nn.Module) -> dict[str, Ten
         device = _device(recognizer)
         batches = track(part.gallery_dataloader(), f"identity codes of {part.faces.name}")
         rows = [(recognizer(batch.image.to(device)).cpu(), batch.identity) for batch in batches]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(f"{path}.part")
-        save_file({"codes": torch.cat([z for z, _ in rows]), "identity": torch.cat([i for _, i in rows])}, beside)
-        beside.replace(path)
+        write_tensors(path, {"codes": torch.cat([z for z, _ in rows]), "identity": torch.cat([i for _, i in rows])})
     return load_file(path)
 
 

@@ -119,7 +119,7 @@ def _short(figure: Figure | None) -> str:
 
 
 def _figures(name: str, measured: Measured, config: str) -> list[Figure]:
-    from experiments.compare import commit  # not at the top: the measuring processes have no use for it
+    from experiments.provenance import commit  # not at the top: the measuring processes have no use for it
 
     common: dict[str, Any] = {
         "method": name,

@@ -1,4 +1,4 @@
-"""Turns a few lines of YAML (``class_path``, ``init_args``) into an object, with jsonargparse's checks."""
+"""Turns a few lines of YAML (``class_path``, ``init_args``) into an object, such as a trained method."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentError, ArgumentParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from lightning_modules.anonymizer import ReversibleAnonymizer
+from lightning_modules.trained import load_trained, read_notes
 
 T = TypeVar("T")
 
@@ -54,6 +57,37 @@ def build(kind: type[T], spec: dict[str, Any], what: str) -> T:
         return parser.instantiate_classes(parsed).it
     except (ArgumentError, TypeError) as error:
         raise ValueError(f"{what}: {one_sentence(error)}") from error
+
+
+def method_spec(entry: dict[str, Any]) -> dict[str, Any]:
+    """A row's entry as ``class_path``, ``init_args`` and ``weights``; ``config`` names a file to start from.
+
+    Raises:
+        ValueError: If a key is unknown.
+    """
+    known = ("config", "class_path", "init_args", "weights", "note")
+    if unknown := sorted(set(entry) - set(known)):
+        raise ValueError(f"unknown key {unknown[0]!r} of a method; it knows {', '.join(known)}")
+    spec = dict(read_yaml(configuration(entry["config"]))["model"]) if "config" in entry else {}
+    spec.setdefault("class_path", entry.get("class_path"))
+    spec["init_args"] = {**spec.get("init_args", {}), **entry.get("init_args", {})}
+    return {**spec, "weights": entry.get("weights")}
+
+
+def configuration(name: str) -> Path:
+    """A configuration file, or the one that came with the package, where ``configs/…`` is not here."""
+    packaged = Path(__file__).resolve().parent / name
+    return packaged if packaged.is_file() and not Path(name).is_file() else Path(name)
+
+
+def load_method(spec: dict[str, Any]) -> tuple[ReversibleAnonymizer, dict[str, Any]]:
+    """The method in eval mode with its trained weights, and notes on how they were made (steps, seconds)."""
+    method = build(ReversibleAnonymizer, {k: spec[k] for k in ("class_path", "init_args")}, "method")
+    notes: dict[str, Any] = {}
+    if spec.get("weights"):
+        load_trained(method, spec["weights"])
+        notes = read_notes(spec["weights"])
+    return method.eval(), notes
 
 
 def _class(path: Any, what: str) -> type:

@@ -11,13 +11,9 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import shutil
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from functools import lru_cache
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +23,25 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from datamodules.batch import FaceBatch, face_batch
+from datamodules.batch import FaceBatch
 from datamodules.detection import default_detector
 from datamodules.files import write_whole
-from experiments.build import build, read_yaml
+from experiments.build import build, configuration, load_method, method_spec, read_yaml
+from experiments.exchange import hide_into, read_trip, recover_from
+from experiments.provenance import code_digest, commit, file_digest, versions
 from experiments.report import write_report
 from experiments.report_pictures import folder_name
-from lightning_modules.anonymizer import ReversibleAnonymizer, RoundTrip, resize
+from lightning_modules.anonymizer import ReversibleAnonymizer, resize
 from lightning_modules.calibration import load_calibration
-from lightning_modules.carriers import decode, encode
-from lightning_modules.keys import Cost, Header, KeyRing, Secret, stretch
+from lightning_modules.carriers import encode
+from lightning_modules.keys import Secret
 from lightning_modules.metrics.identity import IdentityScores
 from lightning_modules.metrics.measured import RoundTripMetric
 from lightning_modules.metrics.recovery import PictureQuality
 from lightning_modules.metrics.utility import FacesDetected
 from lightning_modules.protocol import Figure, append_results
-from lightning_modules.trained import load_trained, read_notes, weights_hash
+from lightning_modules.trained import weights_hash
 from lightning_modules.weights import WeightsError
-
-SUFFIX = {"png": ".png", "half": ".png", "noise1": ".png", "webp80": ".webp"}  # the JPEG qualities: .jpg
 
 
 @dataclasses.dataclass
@@ -256,7 +252,7 @@ class _Run:
         if carrier == "png":
             metrics.append(FacesDetected(default_detector()))
         for batch in batches:
-            trip = _read_trip(folder, batch, self.plan.size)
+            trip = read_trip(folder, batch, self.plan.size)
             for metric in metrics:
                 metric.update(trip)
         figures = [figure for metric in metrics for figure in metric.figures()]
@@ -288,7 +284,9 @@ class _Run:
             **asked,
             "data": plan["data"][data],
             "method": spec,
-            "files": {word: _digest(Path(word)) for word in _words([spec, plan["data"][data]]) if Path(word).is_file()},
+            "files": {
+                word: file_digest(Path(word)) for word in _words([spec, plan["data"][data]]) if Path(word).is_file()
+            },
             "thresholds": {key: dataclasses.asdict(value) for key, value in self.thresholds.items()},
             "versions": versions(),
             "code": code_digest(),
@@ -347,199 +345,6 @@ def choose_faces(identity: Tensor, count: int) -> Tensor:
     return torch.tensor(sorted(order[:count]))
 
 
-# -- the two verbs, through files ----------------------------------------------------------------------------------
-
-
-def hide_into(
-    folder: Path,
-    method: ReversibleAnonymizer,
-    batches: list[FaceBatch],
-    secret: Secret,
-    seed: int,
-    carrier: str,
-) -> Speed:
-    """Anonymize faces into ``folder``: one file a face, and ``header.json``, which is all that recovery gets.
-
-    Faces are also hidden under a second key (``other/``), for diversity, and inverted where the method can.
-
-    Returns:
-        Faces anonymized, and the seconds that took, without keys and files.
-    """
-    speed = Speed()
-    salt = hashlib.sha256(f"keyveil comparison salt {seed}".encode()).digest()[:16]
-    header = Header(
-        method=type(method).__name__,
-        weights=weights_hash(method),
-        salt=salt,
-        nonce=bytes(16),
-        cost=Cost(1, 8192, 1),
-    )
-    keys = _key_ring(header, secret)
-    legs = (
-        {"anonymized": keys.right}
-        if method.key_spec.kind == "none"
-        else {"anonymized": keys.right, "other": keys.other}
-    )
-    for batch in batches:
-        face = method.fit_size(batch)
-        with torch.no_grad():
-            for leg, draw in legs.items():
-                numbers = _numbers(method, draw, batch.sample)
-                _save(folder / leg, speed.of(method.anonymize, face, numbers), batch.sample, carrier)
-            inverted = method.invert(face)
-        if inverted is not None:
-            _save(folder / "inverted", inverted, batch.sample, "png")
-    described = {
-        "header": header.to_dict(),
-        "carrier": carrier,
-        "attributes": {
-            int(s): a[: method.attributes].tolist()
-            for b in batches
-            for s, a in zip(b.sample, b.attributes, strict=True)
-        },
-    }
-    write_whole(folder / "header.json", json.dumps(described).encode())
-    return speed
-
-
-def recover_from(folder: Path, method: ReversibleAnonymizer, secret: Secret, batch_size: int = 8) -> Speed:
-    """Open the files of ``folder`` with the right key, a wrong one, and one that is nearly right.
-
-    It is given the folder, the method and the secret, and has no way to the originals.
-
-    Returns:
-        Faces recovered, and the seconds that took, without keys and files.
-    """
-    speed = Speed()
-    described = json.loads((folder / "header.json").read_text())
-    keys = _key_ring(Header.from_dict(described["header"]), secret)
-    files = sorted((folder / "anonymized").iterdir())
-    for start in range(0, len(files), batch_size):
-        chunk = files[start : start + batch_size]
-        sample = torch.tensor([int(file.stem) for file in chunk])
-        image = torch.stack([resize(decode(file.read_bytes())[None], method.size)[0] for file in chunk])
-        attributes = torch.tensor([described["attributes"][str(int(s))] for s in sample])
-        face = face_batch(image, attributes=attributes.reshape(len(chunk), -1))
-        right = _numbers(method, keys.right, sample)
-        tried = {
-            "recovered": right,
-            "wrongly_recovered": _numbers(method, keys.wrong, sample),
-            "nearly_recovered": method.key_spec.one_off(right),
-        }
-        for leg, numbers in tried.items():
-            if numbers is not None:
-                with torch.no_grad():
-                    _save(folder / leg, speed.of(method.recover, face, numbers), sample, "png")
-    return speed
-
-
-@dataclasses.dataclass
-class Speed:
-    """Faces handled, and the seconds that took."""
-
-    faces: int = 0
-    seconds: float = 0.0
-
-    def of(self, verb: Callable[[FaceBatch, Tensor], Tensor], face: FaceBatch, numbers: Tensor) -> Tensor:
-        """Call a verb on a batch and count."""
-        began = time.perf_counter()
-        image = verb(face, numbers)
-        self.seconds += time.perf_counter() - began
-        self.faces += len(image)
-        return image
-
-
-def _key_ring(header: Header, secret: Secret) -> KeyRing:
-    wrong = Secret("not the secret of this comparison")
-    return KeyRing(stretch(secret, header.salt, header.cost), stretch(wrong, header.salt, header.cost))
-
-
-def _numbers(method: ReversibleAnonymizer, draw: Any, sample: Tensor) -> Tensor:
-    return torch.stack([method.key_spec.numbers(draw(int(s))) for s in sample])
-
-
-def _save(folder: Path, images: Tensor, sample: Tensor, carrier: str) -> None:
-    for image, number in zip(images, sample, strict=True):
-        write_whole(folder / f"{int(number):06d}{SUFFIX.get(carrier, '.jpg')}", encode(image, carrier))
-
-
-def _read_trip(folder: Path, batch: FaceBatch, size: int) -> RoundTrip:
-    def leg(name: str) -> Tensor:
-        files = [next(iter(folder.glob(f"{name}/{int(s):06d}.*")), None) for s in batch.sample]
-        if any(file is None for file in files):
-            return batch.image.new_zeros((len(files), 0))
-        return torch.cat([resize(decode(file.read_bytes())[None], size) for file in files])
-
-    made = ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered", "inverted")
-    return RoundTrip(
-        original=resize(batch.image, size),
-        identity=batch.identity,
-        sample=batch.sample,
-        mask=batch.mask,
-        **{name: leg(name) for name in made},
-    )
-
-
-# -- methods from YAML ---------------------------------------------------------------------------------------------
-
-
-def method_spec(entry: dict[str, Any]) -> dict[str, Any]:
-    """A row's entry as ``class_path``, ``init_args`` and ``weights``; ``config`` names a file to start from.
-
-    Raises:
-        ValueError: If a key is unknown.
-    """
-    known = ("config", "class_path", "init_args", "weights", "note")
-    if unknown := sorted(set(entry) - set(known)):
-        raise ValueError(f"unknown key {unknown[0]!r} of a method; it knows {', '.join(known)}")
-    spec = dict(read_yaml(configuration(entry["config"]))["model"]) if "config" in entry else {}
-    spec.setdefault("class_path", entry.get("class_path"))
-    spec["init_args"] = {**spec.get("init_args", {}), **entry.get("init_args", {})}
-    return {**spec, "weights": entry.get("weights")}
-
-
-def configuration(name: str) -> Path:
-    """A configuration file, or the one that came with the package, where ``configs/…`` is not here."""
-    packaged = Path(__file__).resolve().parent / name
-    return packaged if packaged.is_file() and not Path(name).is_file() else Path(name)
-
-
-def load_method(spec: dict[str, Any]) -> tuple[ReversibleAnonymizer, dict[str, Any]]:
-    """The method in eval mode with its trained weights, and notes on how they were made (steps, seconds)."""
-    method = build(ReversibleAnonymizer, {k: spec[k] for k in ("class_path", "init_args")}, "method")
-    notes: dict[str, Any] = {}
-    if spec.get("weights"):
-        load_trained(method, spec["weights"])
-        notes = read_notes(spec["weights"])
-    return method.eval(), notes
-
-
-# -- provenance ----------------------------------------------------------------------------------------------------
-
-
-def commit() -> str:
-    """Short hash of the checkout that runs, ``+`` where files differ from it; empty outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    try:
-        git = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"]
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """Hash of the package's own sources, so that a changed line is measured again."""
-    root = Path(__file__).resolve().parent.parent
-    rooms = ("experiments", "lightning_modules", "datamodules", "flows")
-    files = sorted(file for room in rooms for file in (root / room).rglob("*.py"))
-    return hashlib.sha256("".join(_digest(file) for file in files).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _words(value: Any) -> Iterator[str]:
     """All strings inside a configuration."""
     if isinstance(value, str):
@@ -547,9 +352,3 @@ def _words(value: Any) -> Iterator[str]:
     elif isinstance(value, (dict, list)):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _words(part)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
-    packages = ("keyveil", "torch", "lightning", "torchmetrics", "FrEIA", "onnxruntime")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

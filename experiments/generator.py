@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from rich.progress import track
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.files import write_whole
+from datamodules.files import write_tensors, write_whole
 from lightning_modules.carriers import write_picture
 from lightning_modules.networks.stylegan import MobileStyleGAN
 from lightning_modules.networks.stylegan.mobile import PREVIEW_BLOCKS
@@ -148,8 +146,7 @@ def fit_preview(
     torch.manual_seed(0)
     start = resume or out.with_suffix(".start.safetensors")
     if resume is None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(PreviewHead(width=width).state_dict(), start)
+        write_tensors(start, PreviewHead(width=width).state_dict())
     generator = MobileStyleGAN(preview_head=start)
     held_out = render(generator, draw_codes(generator, 48, seed=2), "held-out faces")
     pairs = render(generator, draw_codes(generator, faces, seed=1), "faces")
@@ -204,7 +201,4 @@ def measure_preview(out: Path, count: int = 64, seed: int = 7) -> None:
 
 
 def _save(head: PreviewHead, out: Path, notes: dict[str, str]) -> None:
-    beside = out.with_suffix(".part")
-    state = {name: value.detach().half().contiguous() for name, value in head.state_dict().items()}
-    save_file(state, beside, metadata=notes)
-    os.replace(beside, out)
+    write_tensors(out, {name: value.half() for name, value in head.state_dict().items()}, notes)

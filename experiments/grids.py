@@ -13,8 +13,8 @@ from torch import Tensor
 
 from datamodules.batch import FaceBatch
 from datamodules.files import write_whole
-from experiments.build import build, read_yaml
-from experiments.compare import choose_faces, load_method, method_spec
+from experiments.build import build, load_method, method_spec, read_yaml
+from experiments.compare import choose_faces
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.callbacks.round_trip_grid import grid_picture, sheet
 from lightning_modules.keys import KeyRing

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from datamodules.datasets import LFW
 from datamodules.files import write_whole
 from datamodules.sources import find_root
 from datamodules.splits import split_of
-from experiments.compare import commit
+from experiments.provenance import commit
 from lightning_modules.calibration import CALIBRATION, calibrate, impostor_pairs, save_calibration
 from lightning_modules.judges import VERSION, Dlib, FaceRes, InsightFace, Judge, OnnxJudge, OwnNetwork
 
@@ -211,10 +211,9 @@ def embeddings(judge: Judge, faces: AlignedFaces) -> Float[ndarray, "faces dim"]
             for start in bar.track(range(0, len(faces), step), description=f"embedding for {judge.name}"):
                 pixels = torch.from_numpy(np.array(faces.images[start : start + step]))
                 found.append(judge.embed(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).numpy())
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{os.getpid()}-{target.name}")
-        np.save(part, np.concatenate(found))
-        part.replace(target)
+        file = io.BytesIO()
+        np.save(file, np.concatenate(found))
+        write_whole(target, file.getvalue())
     return np.load(target)
 
 

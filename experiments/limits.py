@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from datamodules.batch import FaceBatch
 from datamodules.files import write_whole
-from experiments.build import build, read_yaml
-from experiments.compare import commit, configuration, load_method, method_spec
+from experiments.build import build, configuration, load_method, method_spec, read_yaml
 from experiments.grids import some_faces
+from experiments.provenance import commit
 from flows.conjugate import Conjugate
 from lightning_modules.carriers import through_file
 from lightning_modules.ifadit import IFADITTransform

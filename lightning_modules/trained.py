@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import zipfile
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from datamodules.files import write_tensors
 from lightning_modules.weights import cards, locate
 
 
@@ -87,12 +87,8 @@ HALVED = 1 << 17  # smaller tensors stay fp32: they cost little, and a transform
 
 
 def _write(state: dict[str, Tensor], path: Path, notes: dict[str, str]) -> None:
-    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     state = {name: v.half() if v.is_floating_point() and v.numel() >= HALVED else v for name, v in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    save_file(state, beside, metadata=notes)
-    os.replace(beside, path)
+    write_tensors(path, state, notes)
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -6,8 +6,9 @@ import torch
 from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
 
 from experiments import compare as room
-from experiments.build import build, read_yaml
-from experiments.compare import Comparison, choose_faces, compare, hide_into, load_method, method_spec, recover_from
+from experiments.build import build, load_method, method_spec, read_yaml
+from experiments.compare import Comparison, choose_faces, compare
+from experiments.exchange import hide_into, recover_from
 from flows.conjugate import Conjugate
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.calibration import Calibration

@@ -162,7 +162,8 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         hidden, _ = self.transform(z, self.key_spec.check(key, len(face.image)))
         # not z itself: what a transform drops, such as the lengths of bands, a stranger could link by
         left = self.open(hidden, key)
-        return self.compose(hidden, attributes, face.image, aim=partial(self._comes_back, left, attributes, key))
+        wanted = self.disentangler.codes(left, attributes)
+        return self.compose(hidden, attributes, face.image, aim=partial(self._comes_back, left, wanted, key))
 
     def recover(self, face: FaceBatch, key: Tensor) -> Image:
         """``paste(G(MLP([F⁻¹(ICL(E_id(x̃_a)) | k) ; E_att(x̃_a)])), x̃_a)``: the saved picture and the key are all."""
@@ -220,11 +221,10 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         """How far pictures are from carrying a code, ``(B,)``."""
         return 1 - F.cosine_similarity(self.identity(image), z)
 
-    def _comes_back(self, z: Tensor, attributes: Tensor, key: Tensor, image: Image) -> Tensor:
-        """How far the codes that a recipient gets from anonymized pictures are from the best to be had, ``(B,)``."""
-        parts = self.disentangler
+    def _comes_back(self, z: Tensor, wanted: Tensor, key: Tensor, image: Image) -> Tensor:
+        """How far what a recipient gets from anonymized pictures is from the best to be had, codes and style codes."""
         opened = self.open(self.compensate(self.identity(image), key), key)
-        met, wanted = parts.codes(z, self.attributes_of(image)), parts.codes(z, attributes)
+        met = self.disentangler.codes(z, self.attributes_of(image))
         return 1 - F.cosine_similarity(opened, z) + (met - wanted).square().mean((1, 2))
 
     # -- training -----------------------------------------------------------------------------------------------

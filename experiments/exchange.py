@@ -1,0 +1,155 @@
+"""The two verbs through files: what one side saves, and what the other makes of the files, the header and a secret."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.batch import FaceBatch, face_batch
+from datamodules.files import write_whole
+from lightning_modules.anonymizer import ReversibleAnonymizer, RoundTrip, resize
+from lightning_modules.carriers import decode, encode
+from lightning_modules.keys import Cost, Header, KeyRing, Secret, stretch
+from lightning_modules.trained import weights_hash
+
+SUFFIX = {"png": ".png", "half": ".png", "noise1": ".png", "webp80": ".webp"}  # the JPEG qualities: .jpg
+
+
+def hide_into(
+    folder: Path,
+    method: ReversibleAnonymizer,
+    batches: list[FaceBatch],
+    secret: Secret,
+    seed: int,
+    carrier: str,
+) -> Speed:
+    """Anonymize faces into ``folder``: one file a face, and ``header.json``, which is all that recovery gets.
+
+    Faces are also hidden under a second key (``other/``), for diversity, and inverted where the method can.
+
+    Returns:
+        Faces anonymized, and the seconds that took, without keys and files.
+    """
+    speed = Speed()
+    salt = hashlib.sha256(f"keyveil comparison salt {seed}".encode()).digest()[:16]
+    header = Header(
+        method=type(method).__name__,
+        weights=weights_hash(method),
+        salt=salt,
+        nonce=bytes(16),
+        cost=Cost(1, 8192, 1),
+    )
+    keys = _key_ring(header, secret)
+    legs = (
+        {"anonymized": keys.right}
+        if method.key_spec.kind == "none"
+        else {"anonymized": keys.right, "other": keys.other}
+    )
+    for batch in batches:
+        face = method.fit_size(batch)
+        with torch.no_grad():
+            for leg, draw in legs.items():
+                numbers = _numbers(method, draw, batch.sample)
+                _save(folder / leg, speed.of(method.anonymize, face, numbers), batch.sample, carrier)
+            inverted = method.invert(face)
+        if inverted is not None:
+            _save(folder / "inverted", inverted, batch.sample, "png")
+    described = {
+        "header": header.to_dict(),
+        "carrier": carrier,
+        "attributes": {
+            int(s): a[: method.attributes].tolist()
+            for b in batches
+            for s, a in zip(b.sample, b.attributes, strict=True)
+        },
+    }
+    write_whole(folder / "header.json", json.dumps(described).encode())
+    return speed
+
+
+def recover_from(folder: Path, method: ReversibleAnonymizer, secret: Secret, batch_size: int = 8) -> Speed:
+    """Open the files of ``folder`` with the right key, a wrong one, and one that is nearly right.
+
+    It is given the folder, the method and the secret, and has no way to the originals.
+
+    Returns:
+        Faces recovered, and the seconds that took, without keys and files.
+    """
+    speed = Speed()
+    described = json.loads((folder / "header.json").read_text())
+    keys = _key_ring(Header.from_dict(described["header"]), secret)
+    files = sorted((folder / "anonymized").iterdir())
+    for start in range(0, len(files), batch_size):
+        chunk = files[start : start + batch_size]
+        sample = torch.tensor([int(file.stem) for file in chunk])
+        image = torch.stack([resize(decode(file.read_bytes())[None], method.size)[0] for file in chunk])
+        attributes = torch.tensor([described["attributes"][str(int(s))] for s in sample])
+        face = face_batch(image, attributes=attributes.reshape(len(chunk), -1))
+        right = _numbers(method, keys.right, sample)
+        tried = {
+            "recovered": right,
+            "wrongly_recovered": _numbers(method, keys.wrong, sample),
+            "nearly_recovered": method.key_spec.one_off(right),
+        }
+        for leg, numbers in tried.items():
+            if numbers is not None:
+                with torch.no_grad():
+                    _save(folder / leg, speed.of(method.recover, face, numbers), sample, "png")
+    return speed
+
+
+@dataclasses.dataclass
+class Speed:
+    """Faces handled, and the seconds that took."""
+
+    faces: int = 0
+    seconds: float = 0.0
+
+    def of(self, verb: Callable[[FaceBatch, Tensor], Tensor], face: FaceBatch, numbers: Tensor) -> Tensor:
+        """Call a verb on a batch and count."""
+        began = time.perf_counter()
+        image = verb(face, numbers)
+        self.seconds += time.perf_counter() - began
+        self.faces += len(image)
+        return image
+
+
+def _key_ring(header: Header, secret: Secret) -> KeyRing:
+    wrong = Secret("not the secret of this comparison")
+    return KeyRing(stretch(secret, header.salt, header.cost), stretch(wrong, header.salt, header.cost))
+
+
+def _numbers(method: ReversibleAnonymizer, draw: Any, sample: Tensor) -> Tensor:
+    return torch.stack([method.key_spec.numbers(draw(int(s))) for s in sample])
+
+
+def _save(folder: Path, images: Tensor, sample: Tensor, carrier: str) -> None:
+    for image, number in zip(images, sample, strict=True):
+        write_whole(folder / f"{int(number):06d}{SUFFIX.get(carrier, '.jpg')}", encode(image, carrier))
+
+
+def read_trip(folder: Path, batch: FaceBatch, size: int) -> RoundTrip:
+    """The legs of a batch's faces as they lie in ``folder``, at ``size`` pixels; empty where there is none."""
+
+    def leg(name: str) -> Tensor:
+        files = [next(iter(folder.glob(f"{name}/{int(s):06d}.*")), None) for s in batch.sample]
+        if any(file is None for file in files):
+            return batch.image.new_zeros((len(files), 0))
+        return torch.cat([resize(decode(file.read_bytes())[None], size) for file in files])
+
+    made = ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered", "inverted")
+    return RoundTrip(
+        original=resize(batch.image, size),
+        identity=batch.identity,
+        sample=batch.sample,
+        mask=batch.mask,
+        **{name: leg(name) for name in made},
+    )
