@@ -37,6 +37,7 @@ def train(arguments: Sequence[str]) -> None:
     """Run LightningCLI: a method, a data set and a trainer, each from a YAML file and the command line."""
     from lightning.pytorch import LightningDataModule
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from lightning_modules.anonymizer import ReversibleAnonymizer
     from lightning_modules.callbacks import FaceWriter, RoundTripGrid, RoundTripMetrics, TrainingCheckpoint
@@ -51,18 +52,22 @@ def train(arguments: Sequence[str]) -> None:
 
     # Plain "omegaconf" resolves ${…} inside one file only; with "+" method, data and trainer files see each other.
     parser = {"parser_mode": "omegaconf+", "exit_on_error": False}
-    KeyveilCLI(
-        ReversibleAnonymizer,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        trainer_defaults={"inference_mode": False},  # refinement takes gradients while it measures
-        parser_kwargs={**parser, **dict.fromkeys(TRAINING, parser)},
-        save_config_kwargs={"overwrite": True},
-        args=None if arguments == sys.argv[1:] else list(arguments),
-    )
+    try:
+        KeyveilCLI(
+            ReversibleAnonymizer,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_defaults={"inference_mode": False},  # refinement takes gradients while it measures
+            parser_kwargs={**parser, **dict.fromkeys(TRAINING, parser)},
+            save_config_kwargs={"overwrite": True},
+            args=None if arguments == sys.argv[1:] else list(arguments),
+        )
+    except SIGTERMException as stop:  # Lightning's leaves with code 0, as if all had been trained
+        print("stopped; the last checkpoint goes on with --ckpt_path", file=sys.stderr)
+        raise SystemExit(143) from stop
 
 
 def verbs() -> dict[str, Any]:

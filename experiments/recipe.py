@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -100,7 +101,10 @@ def recipe(file: Path, only: list[str] | None = None, dry_run: bool = False) -> 
         command = [sys.executable, "-m", "experiments.cli", "fit"]
         command += [word for path in [*stage.config, overlay.as_posix()] for word in ("--config", path)]
         begun = folder / "begun.json"
-        if last.is_file() and begun.is_file() and json.loads(begun.read_text())["fingerprint"] == told:
+        known = begun.is_file() and json.loads(begun.read_text())["fingerprint"] == told
+        # a checkpoint from before the beginning is another recipe's
+        goes_on = known and last.is_file() and last.stat().st_mtime_ns >= begun.stat().st_mtime_ns
+        if goes_on:
             command += ["--ckpt_path", last.as_posix()]
         console.print(f"[bold]{stage.name}[/] {' '.join(command[3:])}", soft_wrap=True)
         if dry_run:
@@ -108,9 +112,10 @@ def recipe(file: Path, only: list[str] | None = None, dry_run: bool = False) -> 
             continue
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(stage.overlay(folder)), overlay)
-        write_whole(begun, json.dumps({"fingerprint": told}))
+        if not goes_on:
+            write_whole(begun, json.dumps({"fingerprint": told}))
         started = time.monotonic()
-        if code := subprocess.run(command, check=False).returncode:
+        if code := run_training(command):
             console.print(f"[bold red]failed[/] {stage.name}; the stages after it were not begun")
             return code
         write_whole(done, json.dumps({"fingerprint": told, "seconds": round(time.monotonic() - started, 1)}))
@@ -118,6 +123,19 @@ def recipe(file: Path, only: list[str] | None = None, dry_run: bool = False) -> 
             export(last, Path(stage.export), f"{stage.note} recipe {file.as_posix()}, stage {stage.name}".strip())
             console.print(f"wrote {stage.export} after {read_notes(last).get('steps')} steps")
     return 0
+
+
+def run_training(command: list[str]) -> int:
+    """Run a command and return its exit code; a request to stop is handed on, and waited for, so that it can save."""
+    with subprocess.Popen(command) as child:
+        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        try:
+            return child.wait()
+        except KeyboardInterrupt:  # the terminal told the child too
+            child.wait()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _fingerprint(stage: Stage, folder: Path) -> str:

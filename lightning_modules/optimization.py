@@ -54,12 +54,13 @@ class TrainingSteps(L.LightningModule):
             raise ValueError(f"accumulate must be at least 1, got {accumulate}")
         self.automatic_optimization = False
         self.accumulate, self.clip, self.seed, self.start, self.decay = accumulate, clip, seed, start, decay
-        self.training_seconds, self._resumed_at = 0.0, 0.0
+        self.training_seconds, self._resumed_at, self._started = 0.0, 0.0, False
 
     def setup(self, stage: str) -> None:
-        """Load the weights to start from."""
-        if stage == "fit" and self.start is not None:
+        """Load the weights to start from, to train on or to measure; once, so that no later stage undoes a training."""
+        if self.start is not None and not self._started:
             load_trained(self, self.start)
+        self._started = True
 
     def on_train_start(self) -> None:
         """Start the clock."""

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from experiments.cli import main
 
@@ -109,3 +110,14 @@ def test_the_console_script_answers_from_anywhere(tmp_path):
     wrong = subprocess.run([script, "compair"], cwd=tmp_path, capture_output=True, text=True)
     assert wrong.returncode != 0
     assert "Traceback" not in wrong.stderr
+
+
+def test_a_training_that_was_told_to_stop_does_not_count_as_done(capsys, monkeypatch):
+    def stopped(*_, **__):
+        raise SIGTERMException
+
+    monkeypatch.setattr("lightning.pytorch.cli.LightningCLI.__init__", stopped)
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit"])
+    assert exit_.value.code == 143
+    assert "--ckpt_path" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from lightning_modules.ifadit.networks import AttributeEncoder, Compensation
 from lightning_modules.ifadit.refine import refine
 from lightning_modules.ifadit.transform import TransformWeights
 from lightning_modules.keys import KeyRing
-from lightning_modules.trained import load_trained, save_trained, weights_hash
+from lightning_modules.trained import load_trained, read_state, save_trained, weights_hash
 
 TRAINED = {"disentangler.attribute_encoder", "disentangler.fusion"}
 
@@ -352,3 +352,18 @@ def test_permutations_survive_averaged_weights_and_saving(quick_trainer, tmp_pat
         hidden = one.transform(z, key)[0]
         wanted = z if make is flow else normalize(z @ one.transform.directions.T @ one.transform.directions, dim=1)
         torch.testing.assert_close(one.transform.inverse(hidden, key)[0], wanted, rtol=0, atol=1e-4)
+
+
+def test_weights_to_start_from_are_measured_too_and_undo_no_training(quick_trainer, tmp_path):
+    torch.manual_seed(0)
+    save_trained(transform(flow()), tmp_path / "start.safetensors", {})
+    method = transform(flow(), start=tmp_path / "start.safetensors", learning_rate=1e-2)
+    trainer = quick_trainer(2)
+    trainer.test(method, NoiseFaces(), verbose=False)
+    wanted = read_state(tmp_path / "start.safetensors")
+    assert all(torch.allclose(value, wanted[name]) for name, value in method.state_dict().items())
+    trainer.fit(method, NoiseFaces())
+    trained = snapshot(method)
+    trainer.test(method, NoiseFaces(), verbose=False)
+    assert all(torch.equal(value, trained[name]) for name, value in method.named_parameters())
+    assert not all(torch.equal(value, wanted[name]) for name, value in method.named_parameters())

@@ -1,4 +1,6 @@
 import json
+import signal
+import sys
 
 import pytest
 from omegaconf import OmegaConf
@@ -29,15 +31,15 @@ def runs(monkeypatch):
     """What would have been trained; each run leaves a checkpoint and the exit code that is asked for."""
     seen, codes = [], []
 
-    def run(command, check):
+    def run(command):
         overlay = OmegaConf.load(command[command.index("--config") + 3])
         folder = overlay.trainer.default_root_dir
         seen.append((command, overlay))
         (room.Path(folder) / "checkpoints").mkdir(parents=True, exist_ok=True)
         (room.Path(folder) / "checkpoints" / "last.ckpt").write_bytes(b"")
-        return type("Done", (), {"returncode": codes.pop(0) if codes else 0})
+        return codes.pop(0) if codes else 0
 
-    monkeypatch.setattr(room.subprocess, "run", run)
+    monkeypatch.setattr(room, "run_training", run)
     return seen, codes
 
 
@@ -72,6 +74,30 @@ def test_a_changed_stage_is_trained_anew(written, runs):
     recipe(written(stages={"first": {"set": {"model": {"init_args": {"a": 5}}}}}))
     assert len(seen) == 3
     assert "--ckpt_path" not in seen[2][0]
+
+
+def test_a_changed_stage_that_was_stopped_at_once_does_not_go_on_from_the_old_checkpoint(written, runs, monkeypatch):
+    seen, _ = runs
+    recipe(written())
+    changed = written(stages={"first": {"set": {"model": {"init_args": {"a": 5}}}}})
+    trained = room.run_training
+    monkeypatch.setattr(room, "run_training", lambda command: 143)  # before it saved anything
+    assert recipe(changed) == 143
+    monkeypatch.setattr(room, "run_training", trained)
+    assert recipe(changed) == 0
+    assert "--ckpt_path" not in seen[-1][0]
+
+
+def test_a_request_to_stop_is_handed_on_and_waited_for():
+    child = """if True:
+        import os, signal, sys, time
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    assert room.run_training([sys.executable, "-c", child]) == 7
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_dry_run_trains_nothing(written, runs, tmp_path):
