@@ -168,6 +168,15 @@ def match_tone(rendered: Image, picture: Image, mask: Mask) -> Image:
     return ((rendered - mean) * gain + wanted).clamp(-1, 1)
 
 
+def seam(pasted: Image, picture: Image, mask: Mask) -> Float[Tensor, " batch"]:
+    """Mean squared difference to the picture along the border of a pasted face, where the mask is near 1/2 (ours).
+
+    Where two outlines differ, what was rendered behind the new face shows between them: a rim.
+    """
+    border = 4 * mask * (1 - mask)
+    return (border * (pasted - picture).square()).mean(1).sum((1, 2)) / border.sum((1, 2, 3)).clamp(min=1e-6)
+
+
 def mask_iou(a: Mask, b: Mask) -> Float[Tensor, " batch"]:
     """Area of the overlap of two masks over the area of their union, each cut at 1/2; two empty masks give 1."""
     a, b = a.flatten(1) > 0.5, b.flatten(1) > 0.5

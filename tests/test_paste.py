@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lightning_modules.carriers import quantize
 from lightning_modules.networks.landmarks import JAW, NOSE_TIP, Landmarks68
-from lightning_modules.paste import FaceMask, distance_to_hull, mask_iou, match_tone, outline, paste
+from lightning_modules.paste import FaceMask, distance_to_hull, mask_iou, match_tone, outline, paste, seam
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +206,16 @@ def test_a_toned_face_has_the_colours_of_the_picture_inside_the_mask():
 def test_a_face_in_its_own_light_keeps_its_tone():
     picture, mask = torch.rand(1, 3, 32, 32) * 2 - 1, torch.rand(1, 1, 32, 32)
     torch.testing.assert_close(match_tone(picture, picture, mask), picture, atol=1e-5, rtol=1e-4)
+
+
+def test_a_seam_is_told_where_the_mask_ends_and_nowhere_else():
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[:, :, 2:6, 2:6] = 0.5
+    mask[:, :, 3:5, 3:5] = 1
+    picture = torch.zeros(2, 3, 8, 8)
+    inside, border = picture.clone(), picture.clone()
+    inside[0, :, 3:5, 3:5] = 1
+    border[1, :, 2, 2:6] = 1
+    assert seam(inside, picture, mask).tolist() == [0, 0]
+    torch.testing.assert_close(seam(border, picture, mask), torch.tensor([0, 4 / 12]))
+    assert seam(border, picture, torch.ones_like(mask)).tolist() == [0, 0]

@@ -29,10 +29,12 @@ from lightning_modules.keys import KeySpec
 from lightning_modules.losses import feature_distance, landmark_error, pull_together, push_apart, spread, weighted_sum
 from lightning_modules.networks.perceptual import Perceptual, choose
 from lightning_modules.optimization import TrainingSteps
-from lightning_modules.paste import match_tone, paste
+from lightning_modules.paste import match_tone, paste, seam
 from lightning_modules.trained import load_trained
 
 Aim = Callable[[Tensor], Tensor]
+
+SEAM = 3.0  # weight of the seam in the refinement of a pasted face: outlines agree, and faces still carry their codes
 
 
 @dataclass
@@ -203,9 +205,13 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         w = parts.codes(z, attributes)
         if self.refine and not self.training:
             mask = None if self.mask is None else self.mask(picture, self._render(w))
-            finish = partial(self._finish, picture=picture, mask=mask)
             aim = aim or partial(self._carries, z)
-            w = refine(parts.generator, w, lambda image: aim(finish(resize(image, self.size))), self.refine)
+
+            def missed(image: Image) -> Tensor:
+                pasted = self._finish(resize(image, self.size), picture, mask)
+                return aim(pasted) + (0 if mask is None else SEAM * seam(pasted, picture, mask))
+
+            w = refine(parts.generator, w, missed, self.refine)
         rendered = self._render(w)
         return self._finish(rendered, picture, None if self.mask is None else self.mask(picture, rendered))
 
