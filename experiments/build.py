@@ -16,8 +16,8 @@ from lightning_modules.trained import load_trained, read_notes
 T = TypeVar("T")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as plain Python values, interpolations resolved.
+def read_yaml(path: Path, resolve: bool = True) -> dict[str, Any]:
+    """A YAML file as plain Python values, interpolations resolved unless they are somebody else's.
 
     Raises:
         OSError: If it cannot be read.
@@ -26,7 +26,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no configuration at {path}")
     try:
-        found = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        found = OmegaConf.to_container(OmegaConf.load(path), resolve=resolve)
     except (OmegaConfBaseException, Exception) as error:
         if isinstance(error, OSError):
             raise

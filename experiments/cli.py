@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import warnings
@@ -72,7 +73,7 @@ def train(arguments: Sequence[str]) -> None:
 
 def verbs() -> dict[str, Any]:
     """Every verb: its function, or a group of them."""
-    from experiments import benchmark, compare, convert, data, generator, grids, judges, limits, recipe, weights
+    from experiments import benchmark, compare, convert, data, generator, grids, judges, limits, recipe, sweep, weights
 
     return {
         "fit": fit,
@@ -80,6 +81,7 @@ def verbs() -> dict[str, Any]:
         "test": test,
         "predict": predict,
         "recipe": recipe.recipe,
+        "sweep": sweep.sweep,
         "compare": compare.compare,
         "grid": grids.grid,
         "limits": limits.limits,
@@ -163,6 +165,7 @@ def _run(arguments: list[str]) -> int:
         arguments = [*arguments[:2], *options, *([f"--names=[{','.join(names)}]"] if names else [])]
     from jsonargparse import auto_cli
 
+    arguments = [*itertools.starmap(_switch, itertools.pairwise([*arguments, ""]))]
     code = auto_cli(
         verbs(),
         args=arguments or ["--help"],
@@ -171,6 +174,12 @@ def _run(arguments: list[str]) -> int:
         exit_on_error=False,
     )
     return code if isinstance(code, int) else 0
+
+
+def _switch(word: str, following: str) -> str:
+    """An option without a value, such as ``--dry_run``, is switched on."""
+    bare = word.startswith("--") and "=" not in word and (not following or following.startswith("--"))
+    return f"{word}=true" if bare and word not in ("--help", "--print_config") else word
 
 
 def _told(error: Exception) -> bool:

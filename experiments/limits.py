@@ -23,7 +23,7 @@ from flows.conjugate import Conjugate
 from lightning_modules.carriers import through_file
 from lightning_modules.ifadit import IFADITTransform
 from lightning_modules.keys import KeyRing, KeySpec
-from lightning_modules.trained import load_trained, weights_hash
+from lightning_modules.trained import load_trained, read_notes, weights_hash
 
 STAGES = {
     "transform": "hidden and opened, no picture between",
@@ -105,7 +105,7 @@ def limits(
 
 def _label(source: str) -> str:
     path = Path(source)
-    return f"{path.parent.parent.name} {path.stem}" if path.suffix == ".ckpt" else path.stem
+    return f"{path.parent.parent.name} {read_notes(path)['steps']}" if path.suffix == ".ckpt" else path.stem
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -125,9 +126,9 @@ def recipe(file: Path, only: list[str] | None = None, dry_run: bool = False) -> 
     return 0
 
 
-def run_training(command: list[str]) -> int:
+def run_training(command: list[str], environment: dict[str, str] | None = None) -> int:
     """Run a command and return its exit code; a request to stop is handed on, and waited for, so that it can save."""
-    with subprocess.Popen(command) as child:
+    with subprocess.Popen(command, env=os.environ | (environment or {})) as child:
         before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
         try:
             return child.wait()

@@ -144,6 +144,20 @@ def through_file_straight(
     return images + (through_file(images.clamp(-1, 1), carrier) - images).detach()
 
 
+def send_straight(
+    images: Float[Tensor, "batch 3 height width"], jpeg: float, step: int
+) -> Float[Tensor, "batch 3 height width"]:
+    """What arrives of a picture in training: 8 bits, or a JPEG of quality 75; the gradient passes straight through.
+
+    Args:
+        images: In [-1, 1].
+        jpeg: Share of the steps that send a JPEG.
+        step: Number of the training step, which draws: the same on every process.
+    """
+    draw = torch.rand((), generator=torch.Generator().manual_seed(step))
+    return through_file_straight(images, "jpeg75") if draw < jpeg else quantize(images)
+
+
 def write_picture(path: str | Path, image: Picture) -> None:
     """Write ``(3, H, W)`` in [-1, 1] whole or not at all: beside its place first, then renamed.
 

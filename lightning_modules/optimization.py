@@ -111,16 +111,18 @@ class TrainingSteps(L.LightningModule):
             optimizer._on_before_step, optimizer._on_after_step = before, after
         optimizer.zero_grad()
         if counts and self.decay:
-            self.lr_schedulers().step()
+            schedulers = self.lr_schedulers()
+            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+                scheduler.step()
 
-    def scheduled(self, optimizer: torch.optim.Optimizer) -> Any:
-        """What ``configure_optimizers`` returns for the optimizer that ``counts``: it, and its schedule if it decays.
+    def scheduled(self, *optimizers: torch.optim.Optimizer) -> Any:
+        """What ``configure_optimizers`` returns: the optimizers, and their schedules if they decay.
 
         Raises:
             ValueError: If the learning rate is to decay over a training without an end.
         """
         if not self.decay:
-            return optimizer
+            return list(optimizers)
         steps = self.trainer.max_steps
         if steps <= 0:
             raise ValueError("decay: true lets the learning rate fall over trainer.max_steps, which is not set")
@@ -129,7 +131,7 @@ class TrainingSteps(L.LightningModule):
         def factor(step: int) -> float:
             return min((step + 1) / (warm_up + 1), (1 + math.cos(math.pi * min(step / steps, 1))) / 2)
 
-        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
+        return list(optimizers), [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
 
     def training_keys(self, spec: KeySpec, sample: Tensor, leg: int) -> Tensor:
         """Random keys, one a sample, drawn from (seed, step, sample, leg): the same on one process and on many."""

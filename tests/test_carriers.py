@@ -14,6 +14,7 @@ from lightning_modules.carriers import (
     from_pixels,
     quantize,
     read_picture,
+    send_straight,
     through_file,
     to_pixels,
     write_picture,
@@ -171,3 +172,19 @@ def test_a_grey_picture_and_one_with_alpha_become_rgb(tmp_path):
     cv2.imwrite(str(tmp_path / "alpha.png"), np.full((5, 7, 4), 255, np.uint8))
     for name in ("grey.png", "alpha.png"):
         assert torch.equal(read_picture(tmp_path / name), torch.ones(3, 5, 7))
+
+
+@pytest.mark.parametrize(("jpeg", "least", "most"), [(0.0, 0.0, 1.01 / 255), (1.0, 0.1, 2.0)])
+def test_training_sends_8_bits_or_a_jpeg_and_the_gradient_passes(jpeg, least, most):
+    image = (torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1).requires_grad_()
+    sent = send_straight(image, jpeg, step=0)
+    assert least <= (sent - image).abs().max() <= most
+    sent.sum().backward()
+    torch.testing.assert_close(image.grad, torch.ones_like(image))
+
+
+def test_a_share_of_the_steps_sends_jpegs():
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    plain = send_straight(image, 0.0, 0)
+    jpegs = sum(not torch.equal(send_straight(image, 0.5, step), plain) for step in range(40))
+    assert 10 <= jpegs <= 30

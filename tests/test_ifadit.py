@@ -317,14 +317,6 @@ def test_a_term_without_its_network_is_refused():
         transform(flow(), weights=TransformWeights(parsing=1.0))
 
 
-def test_some_steps_send_jpegs_and_the_gradient_passes():
-    image = (torch.rand(1, 3, 64, 64) * 2 - 1).requires_grad_()
-    sent = transform(flow(), jpeg=1.0)._send(image)
-    assert (sent - image).abs().max() > 0
-    sent.sum().backward()
-    torch.testing.assert_close(image.grad, torch.ones_like(image))
-
-
 def test_the_learning_rate_decays_and_needs_an_end(quick_trainer):
     method = disentangle(decay=True, learning_rate=1e-2)
     quick_trainer(4).fit(method, NoiseFaces())

@@ -35,6 +35,8 @@ def test_losses_are_finite_and_each_has_a_weight(quick_trainer):
     trainer.fit(small(), NoiseFaces())
     terms = {name.removeprefix("train/"): value for name, value in trainer.logged_metrics.items()}
     assert all(torch.isfinite(value) for value in terms.values())
+    nats = [terms.pop(f"{name}_nats") for name in ("log_q", "club")]
+    assert nats[0] == -terms["recovered_information"]
     weighted_sum(terms, SDNWeights())  # refuses a term without a weight and a weight without a term
 
 
@@ -45,6 +47,33 @@ def test_both_verbs_give_pictures_of_the_method_size():
         image = verb(face, bits)
         assert image.shape == (2, 3, 64, 64)
         assert image.abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dual": False}, {"wrong_factors": False}, {"jpeg": 1.0}, {"decay": True}, {"weights": SDNWeights(cycle=0.0)}],
+    ids=lambda options: next(iter(options)),
+)
+def test_an_ablation_trains_all_that_it_has(quick_trainer, options):
+    method = small(learning_rate=1e-2, information_warmup=1, **options)
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    trainer = quick_trainer(3)
+    trainer.fit(method, NoiseFaces())
+    # the gradients of real and of false faces cancel in the patches' biases while no hinge is closed
+    assert {name for name in before if not name.endswith("patch.bias")} <= moved(before, method)
+    assert all(torch.isfinite(value) for value in trainer.logged_metrics.values())
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
+    assert all(rate < 1e-3 for rate in rates) if method.decay else rates == [1e-2] * 4
+
+
+def test_without_dual_inference_recovery_has_networks_of_its_own():
+    face, bits = face_batch(torch.rand(2, 3, 64, 64) * 2 - 1), torch.ones(2, 8)
+    method = small(dual=False).eval()
+    before = method.anonymize(face, bits), method.recover(face, bits)
+    torch.nn.init.zeros_(method.opener[1].out.weight)
+    assert torch.equal(before[0], method.anonymize(face, bits))
+    assert not torch.equal(before[1], method.recover(face, bits))
+    assert small().opener is None
 
 
 def test_a_face_does_not_depend_on_its_batch():

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from datamodules.batch import FaceBatch
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer, resize
-from lightning_modules.carriers import quantize, through_file_straight
+from lightning_modules.carriers import send_straight
 from lightning_modules.ifadit.disentangle import Disentangler, Trunk, fit_transform
 from lightning_modules.ifadit.networks import Compensation
 from lightning_modules.ifadit.refine import refine
@@ -267,7 +267,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             if self._asked("diversity"):
                 legs.append(self.compose(hidden2, attributes, face.image))
             met = [self.identity(leg) for leg in legs]
-        received = self._send(legs[0])
+        received = send_straight(legs[0], self.jpeg, self.global_step)
         read = self.identity(received)
         code = self.compensate(read, right)
         opened = self.open(code, right)
@@ -332,11 +332,6 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
     def _icl(code: Tensor, hidden: Tensor) -> Tensor:
         wanted = F.normalize(hidden, dim=1)
         return (code - wanted).square().sum(1).mean() + (1 - F.cosine_similarity(code, wanted)).mean()
-
-    def _send(self, image: Image) -> Image:
-        """What arrives: 8 bits, some of the time through JPEG; the gradient passes straight through."""
-        draw = torch.rand((), generator=torch.Generator().manual_seed(self.global_step))
-        return through_file_straight(image, "jpeg75") if draw < self.jpeg else quantize(image)
 
     def _look(self, image: Image, target: Image) -> tuple[Tensor, Tensor]:
         """Identity codes of ``image``, and its perceptual distance to ``target``."""

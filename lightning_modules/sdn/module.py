@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from datamodules.batch import FaceBatch
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer
-from lightning_modules.carriers import quantize
+from lightning_modules.carriers import send_straight
 from lightning_modules.keys import KeySpec
 from lightning_modules.losses import hinge_fake, hinge_real, ms_ssim_loss, weighted_sum
 from lightning_modules.networks.discriminators import PatchDiscriminator
@@ -44,13 +44,17 @@ class SDNWeights:
 
 
 class Legs(NamedTuple):
-    """The five pictures of one training step."""
+    """The pictures of one training step; ``wrong`` where wrong factors are tried."""
 
     anonymized: Tensor
     recovered: Tensor
     other: Tensor
-    wrong: Tensor
+    wrong: Tensor | None
     again: Tensor
+
+    def faked(self) -> list[Tensor]:
+        """What the discriminator is to tell from faces."""
+        return [leg for leg in (self.anonymized, self.recovered, self.wrong) if leg is not None]
 
 
 class SDN(TrainingSteps, ReversibleAnonymizer):
@@ -64,14 +68,18 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         identities: Largest number of training people; labels beyond it are refused.
         weights: Weight of each loss term.
         learning_rate: Adam's, for every optimizer.
+        decay: Let it fall to zero along a cosine over ``trainer.max_steps``.
         information_warmup: Training steps over which the weight of the CLUB term grows to its full value.
+        jpeg: Share of the training steps that send the anonymized picture as JPEG of quality 75, not as PNG.
+        dual: One encoder and decoder for both directions; ``False`` gives recovery its own (an ablation).
+        wrong_factors: Open with wrong factors while training; ``False`` leaves that leg out (an ablation).
         accumulate: Batches whose gradients add up to one training step.
         clip: Largest norm of each optimizer's gradients.
         seed: Where training keys come from.
         start: Trained weights to start from: a checkpoint, safetensors or a card.
 
     Raises:
-        ValueError: If ``size`` is not a multiple of 32 or below 64.
+        ValueError: If ``size`` is not a multiple of 32 or below 64, or ``jpeg`` is no share.
     """
 
     def __init__(
@@ -83,19 +91,27 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         identities: int = 8192,
         weights: SDNWeights = SDNWeights(),  # noqa: B008
         learning_rate: float = 1e-4,
+        decay: bool = False,
         information_warmup: int = 2000,
+        jpeg: float = 0.0,
+        dual: bool = True,
+        wrong_factors: bool = True,
         accumulate: int = 1,
         clip: float | None = 10.0,
         seed: int = 0,
         start: str | Path | None = None,
     ) -> None:
-        super().__init__(accumulate=accumulate, clip=clip, seed=seed, start=start)
+        super().__init__(accumulate=accumulate, clip=clip, seed=seed, start=start, decay=decay)
         if size < 64 or size % 32:
             raise ValueError(f"SDN's picture size must be a multiple of 32, at least 64; got {size}")
+        if not 0 <= jpeg <= 1:
+            raise ValueError(f"jpeg must be a share from 0 to 1, got {jpeg}")
         self.size, self.weights, self.learning_rate = size, weights, learning_rate
         self.key_spec = KeySpec("bits", key_bits)
         self.attributes, self.identities, self.information_warmup = attributes, identities, information_warmup
+        self.jpeg, self.wrong_factors = jpeg, wrong_factors
         self.encoder, self.decoder = Encoder(width), Decoder(width)
+        self.opener = None if dual else nn.ModuleList([Encoder(width), Decoder(width)])
         self.factors = Factors(key_bits + attributes)
         self.password_head = PasswordHead(width, key_bits)
         self.discriminator = PatchDiscriminator(width, attributes)
@@ -107,14 +123,20 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
 
     def anonymize(self, face: FaceBatch, key: Tensor) -> Image:
         """Hide faces under password bits ``(B, key_bits)`` and the batch's attributes."""
-        return self._decode(face.image, self._factors(face, key), +1.0)
+        return self._hide(self.encoder(face.image), self._factors(face, key))
 
     def recover(self, face: FaceBatch, key: Tensor) -> Image:
         """Bring faces back under the same bits and attributes."""
-        return self._decode(face.image, self._factors(face, key), -1.0)
+        return self._open(face.image, self._factors(face, key))[0]
 
-    def _decode(self, image: Tensor, factors: Tensor, direction: float) -> Tensor:
-        return self.decoder(self.encoder(image), self.factors(factors, direction))
+    def _hide(self, code: Tensor, factors: Tensor) -> Tensor:
+        return self.decoder(code, self.factors(factors, +1.0))
+
+    def _open(self, image: Tensor, *factors: Tensor) -> list[Tensor]:
+        """One encoding, opened under each of some factors; dual inference takes the same two networks."""
+        encoder, decoder = (self.encoder, self.decoder) if self.opener is None else self.opener
+        code = encoder(image)
+        return [decoder(code, self.factors(under, -1.0)) for under in factors]
 
     def _factors(self, face: FaceBatch, key: Tensor) -> Tensor:
         key = self.key_spec.check(key, len(face.image))
@@ -153,15 +175,15 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
 
     def _legs(self, image: Tensor, factors: Tensor, other: Tensor) -> Legs:
         code = self.encoder(image)
-        anonymized = self.decoder(code, self.factors(factors, +1.0))
-        received = self.encoder(quantize(anonymized))
-        recovered = self.decoder(received, self.factors(factors, -1.0))
+        anonymized = self._hide(code, factors)
+        received = send_straight(anonymized, self.jpeg, self.global_step)
+        recovered, *wrong = self._open(received, factors, *([other] if self.wrong_factors else []))
         return Legs(
             anonymized=anonymized,
             recovered=recovered,
-            other=self.decoder(code, self.factors(other, +1.0)),
-            wrong=self.decoder(received, self.factors(other, -1.0)),
-            again=self._decode(recovered, factors, +1.0),
+            other=self._hide(code, other),
+            wrong=wrong[0] if wrong else None,
+            again=self._hide(self.encoder(recovered), factors) if self.weights.cycle else anonymized,
         )
 
     def _classifier_loss(self, face: FaceBatch) -> Tensor:
@@ -184,34 +206,40 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
     def _discriminator_loss(self, face: FaceBatch, legs: Legs) -> Tensor:
         real, logits = self.discriminator(face.image)
         loss = sum(hinge_real(score) for score in real)
-        for fake in (legs.anonymized, legs.recovered, legs.wrong):
-            loss = loss + sum(hinge_fake(score) for score in self.discriminator(fake.detach())[0]) / 3
+        for fake in legs.faked():
+            loss = loss + sum(hinge_fake(score) for score in self.discriminator(fake.detach())[0]) / len(legs.faked())
         if self.attributes:
             loss = loss + F.binary_cross_entropy_with_logits(logits, (face.attributes[:, : self.attributes] + 1) / 2)
         return loss
 
     def _generator_terms(self, face: FaceBatch, legs: Legs, factors: Tensor, asked: Tensor) -> dict[str, Tensor]:
         image = face.image
-        original, anonymized, recovered, other, wrong = (
-            self.classifier(x) for x in (image, legs.anonymized, legs.recovered, legs.other, legs.wrong)
+        original, anonymized, recovered, other = (
+            self.classifier(x) for x in (image, legs.anonymized, legs.recovered, legs.other)
         )
-        judged = [self.discriminator(x) for x in (legs.anonymized, legs.recovered, legs.wrong)]
+        judged = [self.discriminator(x) for x in legs.faked()]
         own = face.attributes[:, : self.attributes]
         bits = factors[:, : self.key_spec.length]
         ramp = min(1.0, self.global_step / max(1, self.information_warmup))
+        likely = losses.gaussian_log_likelihood(original, *self.recovered_head(recovered)).mean()
+        hidden = losses.club(anonymized, *self.hidden_head(original))
+        self.log_dict({"train/log_q_nats": likely.detach(), "train/club_nats": hidden.detach()})
+        layout = F.l1_loss(legs.anonymized, image)
+        apart = losses.triplet(original, recovered, anonymized) + _far(anonymized, other)
+        if legs.wrong is not None:
+            wrong = self.classifier(legs.wrong)
+            layout = layout + F.l1_loss(legs.wrong, image)
+            apart = apart + losses.triplet(original, recovered, wrong) + _far(anonymized, wrong)
         return {
             "reconstruct": F.l1_loss(legs.recovered, image),
             "structure": ms_ssim_loss(legs.recovered, image),
             "cycle": F.l1_loss(legs.again, legs.anonymized),
-            "layout": F.l1_loss(legs.anonymized, image) + F.l1_loss(legs.wrong, image),
-            "adversarial": -sum(score.mean() for scores, _ in judged for score in scores) / 3,
+            "layout": layout,
+            "adversarial": -sum(score.mean() for scores, _ in judged for score in scores) / len(judged),
             "attributes": self._attribute_loss(judged[0][1], asked) + self._attribute_loss(judged[1][1], own),
-            "triplet": losses.triplet(original, recovered, anonymized)
-            + losses.triplet(original, recovered, wrong)
-            + (1 - losses.distance(anonymized, other)).clamp(min=0).mean()
-            + (1 - losses.distance(anonymized, wrong)).clamp(min=0).mean(),
-            "recovered_information": -losses.gaussian_log_likelihood(original, *self.recovered_head(recovered)).mean(),
-            "hidden_information": ramp * losses.club(anonymized, *self.hidden_head(original)),
+            "triplet": apart,
+            "recovered_information": -likely,
+            "hidden_information": ramp * hidden,
             "password": F.binary_cross_entropy_with_logits(self.password_head(image, legs.anonymized), (bits + 1) / 2),
         }
 
@@ -220,14 +248,21 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
             return logits.new_zeros(())
         return F.binary_cross_entropy_with_logits(logits, (asked + 1) / 2)
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+    def configure_optimizers(self) -> Any:
         """Adam (0.5, 0.999) for the generator, the discriminator, the classifier and the estimators."""
         groups = [
-            [self.encoder, self.factors, self.decoder, self.password_head],
+            [self.encoder, self.factors, self.decoder, self.password_head, *(self.opener or [])],
             [self.discriminator],
             [self.classifier],
             [self.recovered_head, self.hidden_head],
         ]
         parameters = [[p for module in group for p in module.parameters()] for group in groups]
         parameters[2].append(self.centres)
-        return [torch.optim.Adam(group, lr=self.learning_rate, betas=(0.5, 0.999)) for group in parameters]
+        return self.scheduled(
+            *(torch.optim.Adam(group, lr=self.learning_rate, betas=(0.5, 0.999)) for group in parameters)
+        )
+
+
+def _far(a: Tensor, b: Tensor) -> Tensor:
+    """``mean(max(0, cos))``: two people have nothing in common, but need not be opposites."""
+    return (1 - losses.distance(a, b)).clamp(min=0).mean()
