@@ -20,9 +20,14 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], notes: Mappin
 
     Raises:
         OSError: If it cannot be written.
+        ValueError: If two names share a tensor.
     """
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_whole(path, save(ready, None if notes is None else dict(notes)))
+    try:
+        data = save(ready, None if notes is None else dict(notes))
+    except RuntimeError as error:
+        raise ValueError(f"cannot write {path}: two of its names share one tensor") from error
+    write_whole(path, data)
 
 
 def write_whole(path: str | Path, data: bytes | str) -> None:

@@ -15,6 +15,7 @@ _NOISE = (
     "|exists and is not empty|dataloader is not resumable)"
 )
 
+SWITCHES = ("--dry_run", "--fresh", "--offline")
 TRAINING = ("fit", "validate", "test", "predict")
 
 
@@ -177,9 +178,8 @@ def _run(arguments: list[str]) -> int:
 
 
 def _switch(word: str, following: str) -> str:
-    """An option without a value, such as ``--dry_run``, is switched on."""
-    bare = word.startswith("--") and "=" not in word and (not following or following.startswith("--"))
-    return f"{word}=true" if bare and word not in ("--help", "--print_config") else word
+    """``--dry_run`` and its like are switched on where neither ``true`` nor ``false`` follows."""
+    return f"{word}=true" if word in SWITCHES and following.lower() not in ("true", "false") else word
 
 
 def _told(error: Exception) -> bool:

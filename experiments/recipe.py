@@ -114,29 +114,44 @@ def recipe(file: Path, only: list[str] | None = None, dry_run: bool = False) -> 
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(stage.overlay(folder)), overlay)
         if not goes_on:
+            done.unlink(missing_ok=True)
             write_whole(begun, json.dumps({"fingerprint": told}))
         started = time.monotonic()
         if code := run_training(command):
             console.print(f"[bold red]failed[/] {stage.name}; the stages after it were not begun")
             return code
-        write_whole(done, json.dumps({"fingerprint": told, "seconds": round(time.monotonic() - started, 1)}))
+        seconds = round(time.monotonic() - started, 1)
         if stage.export:
             export(last, Path(stage.export), f"{stage.note} recipe {file.as_posix()}, stage {stage.name}".strip())
             console.print(f"wrote {stage.export} after {read_notes(last).get('steps')} steps")
+        write_whole(done, json.dumps({"fingerprint": told, "seconds": seconds}))
     return 0
 
 
 def run_training(command: list[str], environment: dict[str, str] | None = None) -> int:
-    """Run a command and return its exit code; a request to stop is handed on, and waited for, so that it can save."""
+    """Run a command and return its exit code; a request to stop is handed on, and waited for, so that it can save.
+
+    Raises:
+        SystemExit: With 143, after a request to stop.
+    """
+    asked = []
     with subprocess.Popen(command, env=os.environ | (environment or {})) as child:
-        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+
+        def hand_on(*_: Any) -> None:
+            asked.append(True)
+            child.terminate()
+
+        before = signal.signal(signal.SIGTERM, hand_on)
         try:
-            return child.wait()
+            code = child.wait()
         except KeyboardInterrupt:  # the terminal told the child too
             child.wait()
             raise
         finally:
             signal.signal(signal.SIGTERM, before)
+    if asked:
+        raise SystemExit(143)
+    return 128 - code if code < 0 else code
 
 
 def _fingerprint(stage: Stage, folder: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import subprocess
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from datamodules.files import write_whole
 from experiments.build import configuration, read_yaml
@@ -26,7 +25,7 @@ def sweep(
     offline: bool = False,
     out: Path | None = None,
     only: list[str] | None = None,
-    project: str = "keyveil",
+    project: str | None = None,
     dry_run: bool = False,
 ) -> int:
     """Run every trial of a sweep file: paired trainings that differ in what the file says.
@@ -37,19 +36,21 @@ def sweep(
             one is kept. Otherwise create the sweep at W&B and work on it as an agent.
         out: Where finished trials are noted; by default runs/sweep/NAME.
         only: Names of the trials to run offline; the others are left as they are.
-        project: Project at W&B.
+        project: Project at W&B; by default the file's, or keyveil.
         dry_run: Say which commands would run, and run nothing.
 
     Returns:
-        0, or the exit code of the last trial that failed; the others run all the same.
+        Offline 0, or the exit code of the last trial that failed (the others run all the same); online the agent's.
 
     Raises:
-        ValueError: If the file is no sweep, has no such trial, or is no grid and to be run offline.
+        ValueError: If the file is no sweep, has no such trial, or W&B refuses it.
     """
     file = configuration(str(file))
     plan = read_yaml(file, resolve=False)  # ${…} are W&B's macros
+    if not isinstance(plan.get("parameters"), dict) or not isinstance(plan.get("command"), list):
+        raise ValueError(f"{file} is no sweep: it needs `parameters` by name and `command` as a list of words")
     if not offline and not dry_run:
-        return _agent(plan, project)
+        return _agent(plan, project or plan.get("project", "keyveil"))
     commands = {name: expand(plan, trial) for name, trial in trials(plan, file)}
     if unknown := set(only or ()) - set(commands):
         raise ValueError(f"{file} has no trial {sorted(unknown)[0]!r}; it has {', '.join(commands)}")
@@ -65,7 +66,8 @@ def sweep(
         if dry_run:
             continue
         started = time.monotonic()
-        if code := run_training(command, {"WANDB_MODE": "offline"}):
+        wandb = {"WANDB_MODE": "offline", "WANDB_NAME": name, "WANDB_RUN_GROUP": file.stem}
+        if code := run_training(command, wandb):
             console.print(f"[bold red]failed[/] {name}", soft_wrap=True)
             failed = code
             continue
@@ -74,48 +76,68 @@ def sweep(
 
 
 def trials(plan: dict[str, Any], file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names and values of the trials of a grid.
+    """Names and values of the trials of a grid; a name is made of what differs, of a YAML file its stem.
 
     Raises:
-        ValueError: If this is no grid, or a parameter has neither a value nor values.
+        ValueError: If this is no grid, a parameter has neither a value nor values, or two trials share a name.
     """
     if plan.get("method") != "grid":
         raise ValueError(f"{file}: offline only a grid can be run, method is {plan.get('method')!r}")
     choices: dict[str, list[Any]] = {}
-    for name, told in (plan.get("parameters") or {}).items():
-        if not isinstance(told, dict) or not {"value", "values"} & set(told):
+    for name, told in plan["parameters"].items():
+        values = told.get("values", [told["value"]] if "value" in told else None) if isinstance(told, dict) else None
+        if not isinstance(values, list) or not values:
             raise ValueError(f"{file}: the parameter {name} needs a value, or values")
-        choices[name] = told["values"] if "values" in told else [told["value"]]
-    if not choices:
-        raise ValueError(f"{file} has no parameters")
+        choices[name] = values
+    seen: set[str] = set()
     for chosen in itertools.product(*choices.values()):
         trial = dict(zip(choices, chosen, strict=True))
-        told = [Path(str(trial[name])).stem for name, values in choices.items() if len(values) > 1]
-        yield "-".join(told) or "trial", trial
+        name = "-".join(_short(trial[key]) for key, values in choices.items() if len(values) > 1) or "trial"
+        if name in seen:
+            raise ValueError(f"{file}: two trials would be called {name}; give their files names apart")
+        seen.add(name)
+        yield name, trial
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return Path(text).stem if text.endswith((".yaml", ".yml")) else text.replace("/", "_")
 
 
 def expand(plan: dict[str, Any], trial: dict[str, Any]) -> list[str]:
-    """The command of a trial, its macros filled in as W&B's agent does it."""
-    known: dict[str, list[str]] = {
+    """The command of a trial with the macros of a W&B agent: env, interpreter (this one), program, args, envvar:NAME.
+
+    Raises:
+        ValueError: If the command has another macro.
+    """
+    known = {
         "${env}": ["/usr/bin/env"],
         "${interpreter}": [sys.executable],
-        "${program}": [str(plan.get("program", "keyveil"))],
+        "${program}": [str(plan.get("program", ""))],
+        "${args}": [f"--{name}={value}" for name, value in trial.items()],
     }
-    flags = create_sweep_command_args({"args": {name: {"value": value} for name, value in trial.items()}})
-    known |= {f"${{{name}}}": value for name, value in flags.items() if isinstance(value, list)}
-    words = create_sweep_command(list(plan["command"]) if plan.get("command") else None)
-    return [word for chunk in words for word in known.get(str(chunk), [str(chunk)])]
+    words: list[str] = []
+    for chunk in map(str, plan["command"]):
+        chunk = re.sub(r"\$\{envvar:(\w+)\}", lambda found: os.environ.get(found[1], found[1]), chunk)
+        if chunk not in known and "${" in chunk:
+            raise ValueError(f"the sweep's command has the macro {chunk}; offline only {', '.join(known)} are known")
+        words += known.get(chunk, [chunk])
+    return words
 
 
 def _agent(plan: dict[str, Any], project: str) -> int:
     import wandb
 
-    name = wandb.sweep(plan, project=project)
-    return subprocess.run([sys.executable, "-m", "wandb", "agent", "--project", project, name], check=False).returncode
+    try:
+        name = wandb.sweep(plan, project=project)
+    except wandb.Error as error:
+        raise ValueError(f"W&B: {' '.join(str(error).split())}; --offline needs no account") from error
+    here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ${interpreter} is `python` there
+    return run_training([sys.executable, "-m", "wandb", "agent", "--project", project, name], {"PATH": here})
 
 
 def _fingerprint(command: list[str]) -> str:
     """Hash of the command and of the files that it names."""
-    files = [word.partition("=")[2] for word in command if word.startswith("--config=")]
-    hashes = {path: sha256(Path(path).read_bytes()).hexdigest() for path in files if os.path.isfile(path)}
+    parts = {part for word in command[1:] for part in (word, word.partition("=")[2])}
+    hashes = {part: sha256(Path(part).read_bytes()).hexdigest() for part in parts if part and Path(part).is_file()}
     return sha256(json.dumps([command, hashes], sort_keys=True).encode()).hexdigest()

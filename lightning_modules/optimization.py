@@ -37,7 +37,8 @@ class TrainingSteps(L.LightningModule):
         accumulate: Batches whose gradients add up to one training step.
         clip: Largest norm of each optimizer's gradients; ``None`` leaves them as they are.
         seed: Where training keys come from, together with the step and the sample.
-        start: Trained weights to start from (checkpoint, safetensors or card); a resumed checkpoint comes after them.
+        start: Trained weights to start from, or to measure (checkpoint, safetensors or card); a checkpoint that is
+            resumed or measured takes their place.
         decay: Let the learning rate of :meth:`scheduled` optimizers fall to zero along a cosine over ``max_steps``.
     """
 
@@ -57,7 +58,23 @@ class TrainingSteps(L.LightningModule):
         self.training_seconds, self._resumed_at, self._started = 0.0, 0.0, False
 
     def setup(self, stage: str) -> None:
-        """Load the weights to start from, to train on or to measure; once, so that no later stage undoes a training."""
+        """Load the weights to start from."""
+        if stage == "fit":
+            self._load_start()
+
+    def on_validation_start(self) -> None:
+        """Measure the weights to start from where nothing was trained or loaded."""
+        self._load_start()
+
+    def on_test_start(self) -> None:
+        """As for validation."""
+        self._load_start()
+
+    def on_predict_start(self) -> None:
+        """As for validation."""
+        self._load_start()
+
+    def _load_start(self) -> None:
         if self.start is not None and not self._started:
             load_trained(self, self.start)
         self._started = True
@@ -74,7 +91,8 @@ class TrainingSteps(L.LightningModule):
         checkpoint["training_seconds"] = self.training_seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from the time already trained."""
+        """Go on from the time already trained, and from nothing else."""
+        self._started = True
         super().on_load_checkpoint(checkpoint)
         self.training_seconds = checkpoint.get("training_seconds", 0.0)
 

@@ -359,3 +359,7 @@ def test_weights_to_start_from_are_measured_too_and_undo_no_training(quick_train
     trainer.test(method, NoiseFaces(), verbose=False)
     assert all(torch.equal(value, trained[name]) for name, value in method.named_parameters())
     assert not all(torch.equal(value, wanted[name]) for name, value in method.named_parameters())
+    trainer.save_checkpoint(tmp_path / "trained.ckpt")
+    measured = transform(flow(), start=tmp_path / "nowhere.safetensors")  # a checkpoint takes its place
+    quick_trainer(1).test(measured, NoiseFaces(), ckpt_path=tmp_path / "trained.ckpt", verbose=False, weights_only=True)
+    assert all(torch.equal(value, trained[name]) for name, value in measured.named_parameters())

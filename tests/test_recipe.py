@@ -96,8 +96,23 @@ def test_a_request_to_stop_is_handed_on_and_waited_for():
         time.sleep(60)
     """
     before = signal.getsignal(signal.SIGTERM)
-    assert room.run_training([sys.executable, "-c", child]) == 7
+    with pytest.raises(SystemExit) as stopped:
+        room.run_training([sys.executable, "-c", child])
+    assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_training_that_was_killed_has_a_shells_exit_code():
+    assert room.run_training([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 137
+
+
+def test_a_stage_that_began_anew_is_not_finished(written, runs):
+    recipe(written())
+    changed = written(stages={"first": {"set": {"model": {"init_args": {"a": 5}}}}})
+    runs[1].append(143)
+    assert recipe(changed) == 143
+    assert recipe(written()) == 0
+    assert len(runs[0]) == 4  # two, the one that was stopped, and the first again
 
 
 def test_a_dry_run_trains_nothing(written, runs, tmp_path):

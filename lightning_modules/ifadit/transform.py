@@ -162,10 +162,12 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         """``paste(G(MLP([F(E_id(x) | k) ; E_att(x)])), x)``."""
         z, attributes = self.identity(face.image), self.attributes_of(face.image)
         hidden, _ = self.transform(z, self.key_spec.check(key, len(face.image)))
-        # not z itself: what a transform drops, such as the lengths of bands, a stranger could link by
-        left = self.open(hidden, key)
-        wanted = self.disentangler.codes(left, attributes)
-        return self.compose(hidden, attributes, face.image, aim=partial(self._comes_back, left, wanted, key))
+        aim = None
+        if self.refine:
+            # not z itself: what a transform drops, such as the lengths of bands, a stranger could link by
+            left = self.open(hidden, key)
+            aim = partial(self._comes_back, left, self.disentangler.codes(left, attributes), key)
+        return self.compose(hidden, attributes, face.image, aim)
 
     def recover(self, face: FaceBatch, key: Tensor) -> Image:
         """``paste(G(MLP([F⁻¹(ICL(E_id(x̃_a)) | k) ; E_att(x̃_a)])), x̃_a)``: the saved picture and the key are all."""
@@ -228,7 +230,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         return 1 - F.cosine_similarity(self.identity(image), z)
 
     def _comes_back(self, z: Tensor, wanted: Tensor, key: Tensor, image: Image) -> Tensor:
-        """How far what a recipient gets from anonymized pictures is from the best to be had, codes and style codes."""
+        """How far what a recipient gets is from the best to be had, ``(B,)``: code ``z`` and style codes ``wanted``."""
         opened = self.open(self.compensate(self.identity(image), key), key)
         met = self.disentangler.codes(z, self.attributes_of(image))
         return 1 - F.cosine_similarity(opened, z) + (met - wanted).square().mean((1, 2))
