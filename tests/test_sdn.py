@@ -136,7 +136,7 @@ def test_it_can_learn_eight_faces_by_heart(quick_trainer):
     method = small(width=8, learning_rate=1e-3, clip=None)
     faces = NoiseFaces(count=8, people=8, batch_size=8)
     before = method.eval().round_trip(faces.whole(), KeyRing.from_seed(0))
-    quick_trainer(80, max_epochs=-1).fit(method.train(), faces)
+    quick_trainer(120, max_epochs=-1).fit(method.train(), faces)  # the fall begins between step 60 and 100, by seed
     after = method.eval().round_trip(faces.whole(), KeyRing.from_seed(0))
     worse, better = ((t.recovered - t.original).abs().mean() for t in (before, after))
     assert better < 0.7 * worse
