@@ -14,7 +14,7 @@ from lightning_modules.anonymizer import ReversibleAnonymizer
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "sdn": {"size": 64, "width": 8, "key_bits": 16, "identities": 64, "information_warmup": 1, "learning_rate": 1e-2},
-    "ifadit-disentangle": {"size": 128, "width": 8, "blocks": 1, "learning_rate": 1e-2},
+    "ifadit-disentangle": {"size": 128, "width": 8, "blocks": 1, "learning_rate": 1e-3},
     "ifadit-transform": {"size": 128, "width": 8, "blocks": 1, "learning_rate": 1e-2},
     "ifadit-flow": {"size": 128, "width": 8, "blocks": 1, "learning_rate": 1e-2},
 }
