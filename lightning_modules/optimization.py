@@ -65,14 +65,17 @@ class TrainingSteps(L.LightningModule):
     def on_validation_start(self) -> None:
         """Measure the weights to start from where nothing was trained or loaded."""
         self._load_start()
+        super().on_validation_start()
 
     def on_test_start(self) -> None:
         """As for validation."""
         self._load_start()
+        super().on_test_start()
 
     def on_predict_start(self) -> None:
         """As for validation."""
         self._load_start()
+        super().on_predict_start()
 
     def _load_start(self) -> None:
         if self.start is not None and not self._started:

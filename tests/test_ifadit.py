@@ -363,3 +363,14 @@ def test_weights_to_start_from_are_measured_too_and_undo_no_training(quick_train
     measured = transform(flow(), start=tmp_path / "nowhere.safetensors")  # a checkpoint takes its place
     quick_trainer(1).test(measured, NoiseFaces(), ckpt_path=tmp_path / "trained.ckpt", verbose=False, weights_only=True)
     assert all(torch.equal(value, trained[name]) for name, value in measured.named_parameters())
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_measuring_alone_fits_a_transform_that_was_not_trained(quick_trainer, verb, monkeypatch):
+    method, faces = transform(Conjugate(512, 16)), NoiseFaces(count=40)
+    fitted = []
+    prepare = method.prepare
+    monkeypatch.setattr(method, "prepare", lambda datamodule: fitted.append(datamodule) or prepare(datamodule))
+    monkeypatch.setattr(faces, "predict_dataloader", faces.test_dataloader, raising=False)
+    getattr(quick_trainer(1, limit_val_batches=1), verb)(method, datamodule=faces)
+    assert fitted == [faces]
