@@ -203,6 +203,14 @@ def test_a_toned_face_has_the_colours_of_the_picture_inside_the_mask():
     torch.testing.assert_close(toned.std((2, 3)), picture[inside].std((2, 3)), atol=1e-3, rtol=1e-2)
 
 
+def test_a_dark_patch_in_the_picture_does_not_blacken_the_new_face():
+    rendered, mask = torch.rand(1, 3, 32, 32) * 0.2, torch.ones(1, 1, 32, 32)
+    glasses = torch.full((1, 3, 32, 32), 0.5)
+    glasses[..., 10:16, :] = -1
+    toned = match_tone(rendered, glasses, mask)
+    torch.testing.assert_close(toned.std((2, 3)) / rendered.std((2, 3)), torch.full((1, 3), 1.4))
+
+
 def test_a_face_in_its_own_light_keeps_its_tone():
     picture, mask = torch.rand(1, 3, 32, 32) * 2 - 1, torch.rand(1, 1, 32, 32)
     torch.testing.assert_close(match_tone(picture, picture, mask), picture, atol=1e-5, rtol=1e-4)
