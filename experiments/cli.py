@@ -74,7 +74,20 @@ def train(arguments: Sequence[str]) -> None:
 
 def verbs() -> dict[str, Any]:
     """Every verb: its function, or a group of them."""
-    from experiments import benchmark, compare, convert, data, generator, grids, judges, limits, recipe, sweep, weights
+    from experiments import (
+        benchmark,
+        compare,
+        convert,
+        data,
+        edits,
+        generator,
+        grids,
+        judges,
+        limits,
+        recipe,
+        sweep,
+        weights,
+    )
 
     return {
         "fit": fit,
@@ -85,6 +98,7 @@ def verbs() -> dict[str, Any]:
         "sweep": sweep.sweep,
         "compare": compare.compare,
         "grid": grids.grid,
+        "edit": edits.edit,
         "limits": limits.limits,
         "benchmark": benchmark.benchmark,
         "weights": {

@@ -11,15 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.batch import FaceBatch
+from datamodules.batch import FaceBatch, face_batch
 from datamodules.files import write_whole
 from experiments.build import build, load_method, method_spec, read_yaml
 from experiments.compare import choose_faces
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.callbacks.round_trip_grid import grid_picture, sheet
+from lightning_modules.carriers import through_file
 from lightning_modules.keys import KeyRing
 
-Kind = Literal["round-trip", "keys", "swap"]
+Kind = Literal["round-trip", "keys", "swap", "attributes", "factors"]
 
 
 def grid(
@@ -38,7 +39,10 @@ def grid(
 
     `round-trip`: original, anonymized under two keys, recovered, opened with a wrong key and a nearly right one, all
     through saved 8-bit pictures. `keys`: from the original's key to a random one in equal steps. `swap` (iFADIT): the
-    identity of each column's face with the attributes of each row's.
+    identity of each column's face with the attributes of each row's. Of methods whose factors are a password and
+    attributes (SDN): `attributes`: anonymized with the face's own attributes, and with each of them turned round;
+    `factors`: anonymized under two passwords, recovered with the right factors, and opened with four kinds of wrong
+    ones: another password, one bit off, another combination of attributes, both wrong.
 
     Args:
         method: YAML file of the method.
@@ -60,7 +64,11 @@ def grid(
     datamodule.prepare_data()
     with torch.no_grad():
         made.prepare(datamodule)
-        picture = DRAWN[kind](made, some_faces(datamodule, faces), KeyRing.from_seed(seed), steps, tile)
+        face, ring = some_faces(datamodule, faces), KeyRing.from_seed(seed)
+        if kind in CONDITIONED:
+            picture = CONDITIONED[kind](made, face, ring, datamodule.attribute_names, tile)
+        else:
+            picture = DRAWN[kind](made, face, ring, steps, tile)
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     write_whole(out, file.getvalue())
@@ -120,4 +128,59 @@ def _swap(method: ReversibleAnonymizer, face: FaceBatch, keys: KeyRing, _: int, 
     return sheet(columns, tile)
 
 
+def _turned(face: FaceBatch, *which: int) -> FaceBatch:
+    """The faces with some of their attributes turned round."""
+    attributes = face.attributes.clone()
+    attributes[:, list(which)] *= -1
+    return face._replace(attributes=attributes)
+
+
+def _attributes(
+    method: ReversibleAnonymizer, face: FaceBatch, keys: KeyRing, names: tuple[str, ...], tile: int
+) -> Image.Image:
+    _check_attributes(method, face)
+    face = method.fit_size(face)
+    right = torch.stack([method.key_spec.numbers(keys.right(int(s))) for s in face.sample])
+    columns = [("original", face.image), ("its own", method.anonymize(face, right))]
+    for at in range(method.attributes):
+        columns.append((f"other {names[at]}", method.anonymize(_turned(face, at), right)))
+    return sheet(columns, tile)
+
+
+def _factors(
+    method: ReversibleAnonymizer, face: FaceBatch, keys: KeyRing, names: tuple[str, ...], tile: int
+) -> Image.Image:
+    _check_attributes(method, face)
+    face = method.fit_size(face)
+    spec = method.key_spec
+    right, other, wrong = (
+        torch.stack([spec.numbers(draw(int(s))) for s in face.sample]) for draw in (keys.right, keys.other, keys.wrong)
+    )
+    saved = through_file(method.anonymize(face, right), "png")
+    received = face_batch(saved, attributes=face.attributes)  # a recipient has no more than this
+    asked = _turned(received, *range(method.attributes))
+    openings = {
+        "recovered": (received, right),
+        "other password": (received, wrong),
+        "one bit off": (received, spec.one_off(right)),
+        "other attributes": (asked, right),
+        "both wrong": (asked, wrong),
+    }
+    columns = [
+        ("original", face.image),
+        ("anonymized", saved),
+        ("second password", method.anonymize(face, other)),
+        *((title, method.recover(*told)) for title, told in openings.items() if told[1] is not None),
+    ]
+    return sheet(columns, tile)
+
+
+def _check_attributes(method: ReversibleAnonymizer, face: FaceBatch) -> None:
+    if not method.attributes:
+        raise ValueError(f"{type(method).__name__} was built without attributes; SDN takes them as factors")
+    if face.attributes.shape[1] < method.attributes:
+        raise ValueError(f"expected {method.attributes} attributes a face; give the data set labels")
+
+
 DRAWN = {"round-trip": _round_trip, "keys": _keys, "swap": _swap}
+CONDITIONED = {"attributes": _attributes, "factors": _factors}

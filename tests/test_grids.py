@@ -2,10 +2,11 @@ import pytest
 import torch
 from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
 
-from experiments.grids import DRAWN, between
+from experiments.grids import CONDITIONED, DRAWN, between
 from flows.conjugate import Conjugate
 from lightning_modules.ifadit import IFADITTransform
 from lightning_modules.keys import KeyRing, KeySpec
+from lightning_modules.sdn import SDN
 
 
 def test_between_nothing_and_a_rotation_lie_rotations():
@@ -43,3 +44,24 @@ def test_each_kind_has_a_row_a_face(kind, columns):
         face = type(whole)(*(field[:2] for field in whole))
         picture = DRAWN[kind](method, face, KeyRing.from_seed(0), 3, 32)
     assert picture.size == (columns * 34 - 2, 22 + 2 * 34 - 2)
+
+
+def test_attributes_and_wrong_factors_have_a_column_each():
+    torch.manual_seed(0)
+    method = SDN(size=64, width=8, key_bits=16, attributes=2).eval()
+    face = NoiseFaces(count=3, attributes=2).whole()
+    with torch.no_grad():
+        for kind, columns in (("attributes", 4), ("factors", 8)):
+            picture = CONDITIONED[kind](method, face, KeyRing.from_seed(0), ("Male", "Young"), 32)
+            assert picture.size == (columns * 34 - 2, 22 + 3 * 34 - 2)
+
+
+@pytest.mark.parametrize("kind", ["attributes", "factors"])
+def test_a_method_without_attributes_cannot_be_asked_for_them(kind):
+    method = SDN(size=64, width=8, key_bits=16).eval()
+    with pytest.raises(ValueError, match="SDN was built without attributes"):
+        CONDITIONED[kind](method, NoiseFaces(count=2).whole(), KeyRing.from_seed(0), (), 32)
+    with pytest.raises(ValueError, match="give the data set labels"):
+        CONDITIONED[kind](
+            SDN(size=64, width=8, key_bits=16, attributes=2), NoiseFaces(count=2).whole(), KeyRing.from_seed(0), (), 32
+        )

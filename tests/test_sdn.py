@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from lightning_modules.anonymizer import RoundTrip
 from lightning_modules.keys import KeyRing
 from lightning_modules.losses import weighted_sum
 from lightning_modules.sdn import SDN, SDNWeights, losses
+from lightning_modules.sdn.networks import GaussianHead
 
 
 def small(**options):
@@ -152,15 +154,44 @@ def test_a_person_beyond_the_classifier_is_named(quick_trainer):
         quick_trainer(1).fit(small(identities=2), NoiseFaces())
 
 
+def correlated(count, rho, dimensions):
+    """Pairs of Gaussians whose coordinates have correlation ρ; their mutual information is −d/2 log(1 − ρ²) nats."""
+    x = torch.randn(count, dimensions)
+    return x, rho * x + (1 - rho**2) ** 0.5 * torch.randn(count, dimensions)
+
+
 @pytest.mark.parametrize("rho", [0.3, 0.7])
 def test_club_on_gaussians_is_its_closed_form(rho):
     """CLUB with the exact conditional equals d ρ² / (1 − ρ²) (methods: 2.2)."""
-    x = torch.randn(4000, 3)
-    y = rho * x + (1 - rho**2) ** 0.5 * torch.randn(4000, 3)
+    x, y = correlated(4000, rho, 3)
     log_variance = torch.full_like(y, 1 - rho**2).log()
     estimate = losses.club(y, rho * x, log_variance)
     expected = 3 * rho**2 / (1 - rho**2)
     assert abs(estimate - expected) < 0.1 * expected + 0.02
+    assert estimate >= -1.5 * math.log(1 - rho**2)
+
+
+def test_both_estimates_with_a_fitted_head_enclose_the_mutual_information():
+    """Barber–Agakov, E log q(y | x) + H(y), lies below it by less than a tenth; CLUB lies above it."""
+    rho, dimensions = 0.8, 4
+    head = GaussianHead(dimensions)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    for step in range(600):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (1 - step / 600)
+        x, y = correlated(512, rho, dimensions)
+        optimizer.zero_grad()
+        (-losses.gaussian_log_likelihood(y, *head(x)).mean()).backward()
+        optimizer.step()
+    x, y = correlated(20_000, rho, dimensions)
+    information = -dimensions / 2 * math.log(1 - rho**2)
+    entropy = dimensions / 2 * math.log(2 * math.pi * math.e)
+    with torch.no_grad():
+        below = float(losses.gaussian_log_likelihood(y, *head(x)).mean()) + entropy
+        above = float(losses.club(y[:4000], *(part[:4000] for part in head(x))))
+    assert 0.9 * information < below < 1.02 * information  # 0.02: chance of so many pairs
+    assert above > information
+    assert above == pytest.approx(dimensions * rho**2 / (1 - rho**2), rel=0.1)
 
 
 def test_the_gaussian_likelihood_is_torchs():

@@ -48,14 +48,17 @@ def grid_picture(trip: RoundTrip, titles: dict[str, str] | None = None, tile: in
     return sheet(columns, tile)
 
 
-def sheet(columns: list[tuple[str, Tensor]], tile: int | None = None) -> Image.Image:
-    """Draw titled columns of pictures ``(n, 3, H, H)`` in [-1, 1], a row for each of the n."""
+def sheet(columns: list[tuple[str, Tensor]], tile: int | None = None, names: list[str] | None = None) -> Image.Image:
+    """Draw titled columns of pictures ``(n, 3, H, H)`` in [-1, 1], a row for each of the n, perhaps with its name."""
     tile = tile or max(96, columns[0][1].shape[-1])
-    rows = len(columns[0][1])
-    canvas = Image.new("RGB", (len(columns) * (tile + GAP) - GAP, HEAD + rows * (tile + GAP) - GAP), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
+    rows, font = len(columns[0][1]), ImageFont.load_default(13)
+    margin = 2 * GAP + max((round(font.getlength(name)) for name in names), default=0) if names else 0
+    canvas = Image.new("RGB", (margin + len(columns) * (tile + GAP) - GAP, HEAD + rows * (tile + GAP) - GAP), "white")
+    draw = ImageDraw.Draw(canvas)
+    for row, name in enumerate(names or []):
+        draw.text((margin - 2 * GAP, HEAD + row * (tile + GAP) + tile // 2), name, "black", font, anchor="rm")
     for column, (title, images) in enumerate(columns):
-        left = column * (tile + GAP)
+        left = margin + column * (tile + GAP)
         draw.text((left + tile // 2, HEAD // 2), title, "black", font, anchor="mm")
         for row, image in enumerate(resize(images.float().cpu(), tile)):
             canvas.paste(Image.fromarray(to_pixels(image)), (left, HEAD + row * (tile + GAP)))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +26,7 @@ from lightning_modules.networks.discriminators import PatchDiscriminator
 from lightning_modules.optimization import TrainingSteps
 from lightning_modules.sdn import losses
 from lightning_modules.sdn.networks import Classifier, Decoder, Encoder, Factors, GaussianHead, PasswordHead
+from lightning_modules.sdn.sefa import style_directions
 
 
 @dataclass
@@ -129,6 +131,20 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
     def recover(self, face: FaceBatch, key: Tensor) -> Image:
         """Bring faces back under the same bits and attributes."""
         return self._open(face.image, self._factors(face, key))[0]
+
+    def edit(self, face: FaceBatch, key: Tensor, shift: Float[Tensor, " style"]) -> Image:
+        """Hide faces with their style moved by ``shift``: a multiple of one of :meth:`edit_directions`."""
+        return self.decoder(self.encoder(face.image), self.factors(self._factors(face, key), +1.0) + shift)
+
+    @torch.no_grad()
+    def edit_directions(self, count: int) -> Float[Tensor, "count style"]:
+        """SeFa's leading directions, each as long as one degree: how far styles of random factors spread along it."""
+        directions = style_directions(self.decoder, count)
+        drawn = torch.randint(
+            2, (1024, self.factors.layers[0].in_features - 1), generator=torch.Generator().manual_seed(0)
+        )
+        styles = self.factors((2.0 * drawn - 1).to(directions), +1.0)
+        return directions * (styles @ directions.mT).std(0)[:, None]
 
     def _hide(self, code: Tensor, factors: Tensor) -> Tensor:
         return self.decoder(code, self.factors(factors, +1.0))
