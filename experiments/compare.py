@@ -37,6 +37,7 @@ from lightning_modules.carriers import encode
 from lightning_modules.keys import Secret
 from lightning_modules.metrics.identity import IdentityScores
 from lightning_modules.metrics.measured import RoundTripMetric
+from lightning_modules.metrics.pollution import Pollution
 from lightning_modules.metrics.recovery import PictureQuality
 from lightning_modules.metrics.utility import FacesDetected
 from lightning_modules.protocol import Figure, append_results
@@ -250,7 +251,7 @@ class _Run:
         metrics: list[RoundTripMetric] = [PictureQuality(lpips=True, near_key=near)]
         metrics += [IdentityScores(j, self.thresholds[n].threshold, near) for n, j in self.judges.items()]
         if carrier == "png":
-            metrics.append(FacesDetected(default_detector()))
+            metrics += [FacesDetected(default_detector()), Pollution()]
         for batch in batches:
             trip = read_trip(folder, batch, self.plan.size)
             for metric in metrics:
