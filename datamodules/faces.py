@@ -51,6 +51,7 @@ class FaceDataModule(L.LightningDataModule):
         flip: Whether half of the training faces are mirrored; ``place`` follows.
         limit: Most pictures of a split, for quick runs; people stay whole but for the last. ``None``: all.
         min_pictures: Fewest pictures of a person to take part; comparing a person with itself needs 2.
+        without: CSV of ``keyveil data overlap``; the people in its column ``person`` do not train.
         labels: CSV of ``keyveil data label``; its columns of -1 and 1 become the attributes, in place of the
             data set's own. ``None`` keeps those.
         attributes: Which columns of ``labels``, in this order; ``None`` means all of -1 and 1.
@@ -68,6 +69,7 @@ class FaceDataModule(L.LightningDataModule):
         flip: bool = False,
         limit: int | None = None,
         min_pictures: int = 1,
+        without: str | None = None,
         labels: str | None = None,
         attributes: list[str] | None = None,
         detector: Detector | None = None,
@@ -77,17 +79,20 @@ class FaceDataModule(L.LightningDataModule):
             raise ValueError("expected `labels` beside `attributes`; a data set's own are chosen in `faces`")
         self.faces, self.size, self.batch_size, self.num_workers = faces, size, batch_size, num_workers
         self.augment, self.flip, self.limit, self.min_pictures = augment, flip, limit, min_pictures
+        self.without = without
         self.labels, self.wanted, self.detector = labels, attributes, detector
         self._sets: dict[Split, AlignedFaces] = {}
 
     @cached_property
     def chosen(self) -> dict[Split, list[Picture]]:
-        """Pictures of each split after ``min_pictures`` and ``limit``, in the order of their numbers."""
+        """Pictures of each split after ``without``, ``min_pictures`` and ``limit``, in the order of their numbers."""
         count = Counter(picture.person for picture in self.faces.pictures)
         chosen: dict[Split, list[Picture]] = {split: [] for split in SPLITS}
+        absent = read_people(Path(self.without)) if self.without else frozenset()
         for picture in self.faces.pictures:
-            if count[picture.person] >= self.min_pictures:
-                chosen[split_of(picture.person)].append(picture)
+            split = split_of(picture.person)
+            if count[picture.person] >= self.min_pictures and not (split == "train" and picture.person in absent):
+                chosen[split].append(picture)
         if self.limit is not None:
             # by a hash of the name: the first in the alphabet are no fair sample, and this one never changes
             for split, pictures in chosen.items():
@@ -269,3 +274,16 @@ def read_labels(path: Path, wanted: list[str] | None = None) -> tuple[tuple[str,
         raise ValueError(f"{path} has no column {missing[0]!r} of -1 and 1; it has {', '.join(signs) or 'none'}")
     names = tuple(signs if wanted is None else wanted)
     return names, {row["file"]: np.array([int(row[name]) for name in names], np.float32) for row in rows}
+
+
+def read_people(path: Path) -> frozenset[str]:
+    """People of a CSV with a column ``person``, comment lines with ``#``.
+
+    Raises:
+        ValueError: There is no such column.
+    """
+    with path.open(newline="", encoding="utf-8") as lines:
+        rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+        if "person" not in (rows.fieldnames or ()):
+            raise ValueError(f"{path} names nobody: expected a header with `person` and a person a line")
+        return frozenset(row["person"] for row in rows)

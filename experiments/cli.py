@@ -115,7 +115,11 @@ def verbs() -> dict[str, Any]:
             "verify": judges.lfw_view2,
             "calibrate": judges.calibrate_all,
         },
-        "data": {"_help": "Faces and their labels.", "label": data.label},
+        "data": {
+            "_help": "Faces and their labels.",
+            "label": data.label,
+            "overlap": data.overlap,
+        },
         "generator": {
             "_help": "The frozen generator and its preview head.",
             "sample": generator.sample,

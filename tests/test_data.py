@@ -6,9 +6,12 @@ import pytest
 from orl_faces import need, orl_faces
 
 from datamodules.alignment import template
-from datamodules.faces import read_labels
+from datamodules.datasets import LFW
+from datamodules.faces import FaceDataModule, read_labels, read_people
+from datamodules.splits import split_of
 from experiments import data
-from experiments.data import Landmarks68, label, mouth_gap
+from experiments.data import Landmarks68, label, mouth_gap, overlap
+from lightning_modules.carriers import to_pixels
 from lightning_modules.weights import card
 
 
@@ -71,3 +74,43 @@ def test_the_68_points_of_real_faces_lie_where_the_five_do():
         points = find_points(pixels)
         five = [points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]]
         np.testing.assert_allclose(five, (template("ffhq", 256) + 0.5) / 256, atol=0.08)
+
+
+def lfw_of(root, people):
+    """A folder of the LFW layout with one aligned picture a person."""
+    numbers = ",".join(f"{number:.2f}" for number in template("ffhq", 256).flatten())
+    lines = ["file,a,b,c,d,e,f,g,h,i,j"]
+    for name, image in people.items():
+        folder = root / "lfw-deepfunneled" / name
+        folder.mkdir(parents=True)
+        cv2.imwrite(str(folder / f"{name}_0001.png"), to_pixels(image)[..., ::-1])
+        lines.append(f"{name}_0001.png,{numbers}")
+    (root / "lfw-landmarks5.csv").write_text("\n".join(lines))
+    return str(root)
+
+
+def test_training_people_who_are_test_people_elsewhere_are_listed_and_left_out(tmp_path, monkeypatch, capsys):
+    need("mobilefacenet")
+    (first, again), (second, _), (third, _) = orl_faces()[:3]
+    network = data.MobileFaceNet()
+    monkeypatch.setattr(data, "MobileFaceNet", lambda: network)
+    monkeypatch.setenv("KEYVEIL_CACHE", str(tmp_path / "cache"))
+    names = [f"Person_{number}" for number in range(100)]
+    trained, tested = ([name for name in names if split_of(name) == split] for split in ("train", "test"))
+    training = lfw_of(tmp_path / "a", {trained[0]: first, trained[1]: second, tested[0]: third})
+    testing = lfw_of(tmp_path / "b", {tested[1]: again, trained[2]: second})
+    overlap("lfw", "lfw", tmp_path / "overlap.csv", training, testing)
+    text = (tmp_path / "overlap.csv").read_text()
+    assert card("mobilefacenet").digest in text.splitlines()[0]
+    assert read_people(tmp_path / "overlap.csv") == {trained[0]}  # the second is a training person in both
+    assert tested[1] not in text
+    assert "1 of 2 people listed" in capsys.readouterr().out
+    kept = FaceDataModule(LFW(training), without=str(tmp_path / "overlap.csv")).chosen
+    assert [picture.person for picture in kept["train"]] == [trained[1]]
+    assert [picture.person for picture in kept["test"]] == [tested[0]]
+
+
+def test_a_file_that_names_nobody_is_refused(tmp_path):
+    (tmp_path / "people.csv").write_text("file,smile\na.png,1\n")
+    with pytest.raises(ValueError, match="people.csv names nobody"):
+        read_people(tmp_path / "people.csv")
