@@ -91,7 +91,11 @@ def gallery_codes(faces: L.LightningDataModule, recognizer: nn.Module) -> tuple[
     if isinstance(faces, LatentDataModule):
         faces = faces.faces
     found = [_cached(part, recognizer) for part in getattr(faces, "parts", [faces])]
-    return torch.cat([part["codes"] for part in found]), torch.cat([part["identity"] for part in found])
+    people, first = [], 0
+    for part in found:  # each part counts its people from 0
+        people.append(part["identity"] + first)
+        first += int(part["identity"].max()) + 1
+    return torch.cat([part["codes"] for part in found]), torch.cat(people)
 
 
 @torch.no_grad()

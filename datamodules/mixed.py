@@ -22,10 +22,12 @@ class MixedLoader:
     Args:
         loaders: Loaders, the first of which measures a pass.
         shares: What share of the batches each gives; positive.
+        people: How many people each has, whose numbers start from 0: those of the next follow.
     """
 
-    def __init__(self, loaders: list[DataLoader[FaceBatch]], shares: list[float]) -> None:
+    def __init__(self, loaders: list[DataLoader[FaceBatch]], shares: list[float], people: list[int]) -> None:
         self.loaders = loaders
+        self.first = [sum(people[:i]) for i in range(len(people))]
         self.shares = [share / sum(shares) for share in shares]
         self._passes = 0
 
@@ -42,7 +44,7 @@ class MixedLoader:
             if batch is None:
                 running[at] = self._start(self.loaders[at])
                 batch = next(running[at])
-            yield batch
+            yield batch._replace(identity=batch.identity + self.first[at])
 
     def _start(self, loader: DataLoader[FaceBatch]) -> Iterator[FaceBatch]:
         self._passes += 1
@@ -78,7 +80,15 @@ class MixedFaceDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> MixedLoader:
         """Shuffled training faces of all parts."""
-        return MixedLoader([part.train_dataloader() for part in self._running], self.shares)
+        parts = self._running
+        return MixedLoader(
+            [part.train_dataloader() for part in parts], self.shares, [part.num_identities for part in parts]
+        )
+
+    @property
+    def num_identities(self) -> int:
+        """Number of training people of all parts."""
+        return sum(part.num_identities for part in self.parts)
 
     def gallery_dataloader(self) -> Any:
         """All training faces of all parts, in order and as they are."""
