@@ -77,7 +77,7 @@ def test_what_an_ablation_leaves_out_is_not_made():
         torch.manual_seed(1)
         method = small(**options)
         method._trainer = SimpleNamespace(global_step=0)
-        return method._legs(image, factors, other)
+        return method._legs(image, factors, other, other)
 
     whole = legs()
     assert whole.wrong is not None
@@ -101,6 +101,21 @@ def test_without_dual_inference_recovery_has_networks_of_its_own():
     assert torch.equal(before[0], method.anonymize(face, bits))
     assert not torch.equal(before[1], method.recover(face, bits))
     assert small().opener is None
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 2, 10), (1.0, 1, 1)])
+def test_wrong_factors_are_near_misses_by_share(share, least, most):
+    method = small(attributes=2, near_misses=share)
+    face = NoiseFaces(count=64, attributes=2).whole()
+    right, other, wrong, asked = method._draw_factors(face)
+    off = (right != wrong).sum(1)
+    assert least <= off.float().mean() <= most
+    assert share < 1 or (off == 1).all()
+    assert set(wrong.unique().tolist()) == {-1.0, 1.0}
+    assert share == 1 or torch.equal(wrong, other)
+    assert torch.equal(right[:, 8:], asked)
+    again = method._draw_factors(face._replace(**{name: getattr(face, name)[:5] for name in face._fields}))[2]
+    assert torch.equal(again[1:, :8], wrong[1:5, :8])  # whatever else is in the batch
 
 
 def test_a_face_does_not_depend_on_its_batch():

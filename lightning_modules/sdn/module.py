@@ -74,6 +74,8 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         information_warmup: Training steps over which the weight of the CLUB term grows to its full value.
         jpeg: Share of the training steps that send the anonymized picture as JPEG of quality 75, not as PNG.
         dual: One encoder and decoder for both directions; ``False`` gives recovery its own (an ablation).
+        near_misses: Share of the wrong factors that are right but for one bit or one attribute; the others are
+            unrelated.
         wrong_factors: Open with wrong factors while training; ``False`` leaves that leg out (an ablation).
         accumulate: Batches whose gradients add up to one training step.
         clip: Largest norm of each optimizer's gradients.
@@ -98,6 +100,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         jpeg: float = 0.0,
         dual: bool = True,
         wrong_factors: bool = True,
+        near_misses: float = 0.5,
         accumulate: int = 1,
         clip: float | None = 10.0,
         seed: int = 0,
@@ -106,12 +109,12 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         super().__init__(accumulate=accumulate, clip=clip, seed=seed, start=start, decay=decay)
         if size < 64 or size % 32:
             raise ValueError(f"SDN's picture size must be a multiple of 32, at least 64; got {size}")
-        if not 0 <= jpeg <= 1:
-            raise ValueError(f"jpeg must be a share from 0 to 1, got {jpeg}")
+        if not (0 <= jpeg <= 1 and 0 <= near_misses <= 1):
+            raise ValueError(f"jpeg and near_misses must be shares from 0 to 1, got {jpeg} and {near_misses}")
         self.size, self.weights, self.learning_rate = size, weights, learning_rate
         self.key_spec = KeySpec("bits", key_bits)
         self.attributes, self.identities, self.information_warmup = attributes, identities, information_warmup
-        self.jpeg, self.wrong_factors = jpeg, wrong_factors
+        self.jpeg, self.wrong_factors, self.near_misses = jpeg, wrong_factors, near_misses
         self.encoder, self.decoder = Encoder(width), Decoder(width)
         self.factors = Factors(key_bits + attributes)
         self.password_head = PasswordHead(width, key_bits)
@@ -170,9 +173,9 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         """One training step: classifier, estimators, discriminator, then the generator, whose step counts."""
         face = self.fit_size(batch)
         generator, discriminator, classifier, estimators = self.optimizers()
-        factors, other, asked = self._draw_factors(face)
+        factors, other, wrong, asked = self._draw_factors(face)
 
-        legs = self._legs(face.image, factors, other)
+        legs = self._legs(face.image, factors, other, wrong)
         with self.turn_of(classifier):
             self.descend(self._classifier_loss(face), classifier, batch_idx)
         with self.turn_of(estimators):
@@ -184,17 +187,21 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
             self.descend(weighted_sum(terms, self.weights), generator, batch_idx, counts=True)
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
 
-    def _draw_factors(self, face: FaceBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Right factors, other factors, and the attributes asked of the anonymized face (another face's)."""
+    def _draw_factors(self, face: FaceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Right factors, another password's, wrong ones, and the attributes asked of the face (another one's)."""
         right, other = (self.training_keys(self.key_spec, face.sample, leg) for leg in (0, 1))
         asked = face.attributes[:, : self.attributes].roll(1, 0)
-        return torch.cat([right, asked], 1), torch.cat([other, asked], 1), asked
+        factors, others = torch.cat([right, asked], 1), torch.cat([other, asked], 1)
+        chance = self.training_keys(KeySpec("normal", 1 + factors.shape[1]), face.sample, 2)
+        missed = torch.where(F.one_hot(chance[:, 1:].argmax(1), factors.shape[1]).bool(), -factors, factors)
+        near = torch.special.ndtr(chance[:, :1]) < self.near_misses
+        return factors, others, torch.where(near, missed, others), asked
 
-    def _legs(self, image: Tensor, factors: Tensor, other: Tensor) -> Legs:
+    def _legs(self, image: Tensor, factors: Tensor, other: Tensor, wrong_factors: Tensor) -> Legs:
         code = self.encoder(image)
         anonymized = self._hide(code, factors)
         received = send_straight(anonymized, self.jpeg, self.global_step)
-        recovered, *wrong = self._open(received, factors, *([other] if self.wrong_factors else []))
+        recovered, *wrong = self._open(received, factors, *([wrong_factors] if self.wrong_factors else []))
         return Legs(
             anonymized=anonymized,
             recovered=recovered,
