@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 from collections import Counter
 from functools import cached_property
@@ -51,7 +52,8 @@ class FaceDataModule(L.LightningDataModule):
         flip: Whether half of the training faces are mirrored; ``place`` follows.
         limit: Most pictures of a split, for quick runs; people stay whole but for the last. ``None``: all.
         min_pictures: Fewest pictures of a person to take part; comparing a person with itself needs 2.
-        without: CSV of ``keyveil data overlap``; the people in its column ``person`` do not train.
+        without: CSV of ``keyveil data overlap``; the people in its column ``person`` do not train, and a list
+            that names nobody of this data set is refused.
         labels: CSV of ``keyveil data label``; its columns of -1 and 1 become the attributes, in place of the
             data set's own. ``None`` keeps those.
         attributes: Which columns of ``labels``, in this order; ``None`` means all of -1 and 1.
@@ -89,6 +91,11 @@ class FaceDataModule(L.LightningDataModule):
         count = Counter(picture.person for picture in self.faces.pictures)
         chosen: dict[Split, list[Picture]] = {split: [] for split in SPLITS}
         absent = read_people(Path(self.without)) if self.without else frozenset()
+        if absent and absent.isdisjoint(count):
+            raise ValueError(
+                f"{self.without} names {len(absent)} people, none of whom is in {self.faces.name}; "
+                "it was made for another data set"
+            )
         for picture in self.faces.pictures:
             split = split_of(picture.person)
             if count[picture.person] >= self.min_pictures and not (split == "train" and picture.person in absent):
@@ -277,13 +284,13 @@ def read_labels(path: Path, wanted: list[str] | None = None) -> tuple[tuple[str,
 
 
 def read_people(path: Path) -> frozenset[str]:
-    """People of a CSV with a column ``person``, comment lines with ``#``.
+    """People of a CSV with a column ``person``; comment lines with ``#`` may stand before the header.
 
     Raises:
         ValueError: There is no such column.
     """
     with path.open(newline="", encoding="utf-8") as lines:
-        rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+        rows = csv.DictReader(itertools.dropwhile(lambda line: line.startswith("#"), lines))
         if "person" not in (rows.fieldnames or ()):
             raise ValueError(f"{path} names nobody: expected a header with `person` and a person a line")
         return frozenset(row["person"] for row in rows)

@@ -91,10 +91,8 @@ def gallery_codes(faces: L.LightningDataModule, recognizer: nn.Module) -> tuple[
     if isinstance(faces, LatentDataModule):
         faces = faces.faces
     found = [_cached(part, recognizer) for part in getattr(faces, "parts", [faces])]
-    people, first = [], 0
-    for part in found:  # each part counts its people from 0
-        people.append(part["identity"] + first)
-        first += int(part["identity"].max()) + 1
+    first = getattr(faces, "first", [0])  # where the numbers of each part's people begin
+    people = [part["identity"] + start for part, start in zip(found, first, strict=True)]
     return torch.cat([part["codes"] for part in found]), torch.cat(people)
 
 

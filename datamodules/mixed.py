@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
+from itertools import accumulate
 from typing import Any
 
 import lightning as L
@@ -22,12 +22,11 @@ class MixedLoader:
     Args:
         loaders: Loaders, the first of which measures a pass.
         shares: What share of the batches each gives; positive.
-        people: How many people each has, whose numbers start from 0: those of the next follow.
+        first: What to add to the numbers of each one's people, so that nobody of one is somebody of another.
     """
 
-    def __init__(self, loaders: list[DataLoader[FaceBatch]], shares: list[float], people: list[int]) -> None:
-        self.loaders = loaders
-        self.first = [sum(people[:i]) for i in range(len(people))]
+    def __init__(self, loaders: list[DataLoader[FaceBatch]], shares: list[float], first: list[int]) -> None:
+        self.loaders, self.first = loaders, first
         self.shares = [share / sum(shares) for share in shares]
         self._passes = 0
 
@@ -44,13 +43,17 @@ class MixedLoader:
             if batch is None:
                 running[at] = self._start(self.loaders[at])
                 batch = next(running[at])
-            yield batch._replace(identity=batch.identity + self.first[at])
+            yield _numbered(batch, self.first[at])
 
     def _start(self, loader: DataLoader[FaceBatch]) -> Iterator[FaceBatch]:
         self._passes += 1
         if hasattr(loader.sampler, "set_epoch"):  # Lightning cannot see into here
             loader.sampler.set_epoch(self._passes)
         return iter(loader)
+
+
+def _numbered(batch: FaceBatch, first: int) -> FaceBatch:
+    return batch._replace(identity=batch.identity + first)
 
 
 class MixedFaceDataModule(L.LightningDataModule):
@@ -80,10 +83,17 @@ class MixedFaceDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> MixedLoader:
         """Shuffled training faces of all parts."""
-        parts = self._running
-        return MixedLoader(
-            [part.train_dataloader() for part in parts], self.shares, [part.num_identities for part in parts]
-        )
+        return MixedLoader([part.train_dataloader() for part in self._running], self.shares, self.first)
+
+    @property
+    def first(self) -> list[int]:
+        """Where the numbers of each part's training people begin."""
+        return [0, *accumulate(part.num_identities for part in self.parts)][:-1]
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """Names of the attributes of the first part's faces, which validate and test."""
+        return self.parts[0].attribute_names
 
     @property
     def num_identities(self) -> int:
@@ -92,7 +102,9 @@ class MixedFaceDataModule(L.LightningDataModule):
 
     def gallery_dataloader(self) -> Any:
         """All training faces of all parts, in order and as they are."""
-        return chain.from_iterable(part.gallery_dataloader() for part in self._running)
+        for part, first in zip(self._running, self.first, strict=True):
+            for batch in part.gallery_dataloader():
+                yield _numbered(batch, first)
 
     def val_dataloader(self) -> Any:
         """Validation faces of the first part."""

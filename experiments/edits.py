@@ -12,17 +12,17 @@ import torch
 from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from datamodules.batch import FaceBatch
 from datamodules.files import write_whole
 from experiments.build import build, load_method, method_spec, read_yaml
 from experiments.grids import some_faces
 from experiments.provenance import commit
+from lightning_modules.appearance import Appearance
 from lightning_modules.callbacks.round_trip_grid import sheet
 from lightning_modules.carriers import through_file
 from lightning_modules.keys import KeyRing
-from lightning_modules.metrics.appearance import Appearance
+from lightning_modules.metrics.realism import frechet
 from lightning_modules.metrics.recovery import lpips_network, ssim
 from lightning_modules.networks.recognizers import MobileFaceNet
 from lightning_modules.sdn import SDN
@@ -50,7 +50,7 @@ def edit(
     the trait that it moves most from the lowest degree to the highest, in standard deviations of the trait over the
     original faces: apparent gender and age, mouth open, smile, eyes open, turn of the head, moustache, brightness.
     Against degree 0, per degree: SSIM, LPIPS where its weights are, and `fd_face`, a Fréchet distance of features of
-    the identity network, which stands in for FID. Pictures go through PNG.
+    the identity network, which stands in for FID and compares only at one number of faces. Pictures go through PNG.
 
     Args:
         method: YAML file of the method.
@@ -67,19 +67,21 @@ def edit(
         changes: Other `init_args` of the method.
 
     Raises:
-        ValueError: If the method is no SDN, or a number is too small.
+        ValueError: If the method is no SDN, a number is too small, or there are too few faces.
     """
-    if degrees < 1 or faces < 2 or not 1 <= shown <= faces:
-        raise ValueError(f"expected degrees >= 1 and 1 <= shown <= faces >= 2, got {degrees}, {shown} and {faces}")
+    if min(degrees, shown, batch) < 1:
+        raise ValueError(f"degrees, shown and batch must be 1 or more, got {degrees}, {shown} and {batch}")
     made, _ = load_method(method_spec({"config": str(method), "weights": weights, "init_args": changes or {}}))
     if not isinstance(made, SDN):
         raise ValueError(f"edit moves the styles of SDN; {type(made).__name__} has none")
     datamodule = build(L.LightningDataModule, read_yaml(data)["data"], f"data {data}")
     datamodule.prepare_data()
     face = made.fit_size(some_faces(datamodule, faces))
+    if len(face.image) < max(2, shown):
+        raise ValueError(f"expected {max(2, shown)} test faces at least, found {len(face.image)} in {data}")
     found = Edits.measure(made, face, KeyRing.from_seed(seed), directions, degrees, batch)
-    told = {"method": method.stem, "data": data.stem, "faces": len(face.image), "seed": seed}
-    told |= {"weights": weights_hash(made), "commit": commit()}
+    told = {"method": method.stem, "data": data.stem, "n": len(face.image), "size": made.size, "seed": seed}
+    told |= {"changes": changes or {}, "weights": weights_hash(made), "commit": commit()}
     lines = [told | line for line in found.lines]
     drawing = io.BytesIO()
     found.drawing(face, shown, tile).save(drawing, "PNG", optimize=True)
@@ -116,7 +118,8 @@ class Edits:
             return through_file(torch.cat(made), "png").cpu()
 
         plain, appearance = edited(torch.zeros_like(shifts[0])), Appearance()
-        spread, usual = appearance(face.image).std(0), appearance(plain)
+        spread = appearance(face.image).std(0).clamp(min=1e-6)
+        usual, network = appearance(plain), MobileFaceNet()
         lines, pictures = [], []
         for number, shift in enumerate(track(shifts, "directions", transient=True), 1):
             row = [plain if degree == 0 else edited(degree * shift) for degree in steps]
@@ -126,7 +129,7 @@ class Edits:
             for degree, images, trait in zip(steps, row, traits, strict=True):
                 moved = dict(zip(appearance.names, ((trait - usual).mean(0)).tolist(), strict=True))
                 lines.append(
-                    {"direction": number, "name": name, "degree": degree, **_distances(images, plain)}
+                    {"direction": number, "name": name, "degree": degree, **_distances(images, plain, network)}
                     | {"moved": {trait: round(value, 4) for trait, value in moved.items()}}
                 )
         return cls(lines, torch.stack(pictures), steps)
@@ -148,28 +151,22 @@ def named(moved: Float[Tensor, " traits"], names: tuple[str, ...]) -> str:
     return f"{'more' if moved[at] > 0 else 'less'} {names[at]}"
 
 
-def _distances(images: Tensor, plain: Tensor) -> dict[str, Any]:
+def _distances(images: Tensor, plain: Tensor, network: MobileFaceNet) -> dict[str, Any]:
     """How far edited pictures are from the unedited ones."""
     found: dict[str, Any] = {"ssim": round(float(ssim(images / 2 + 0.5, plain / 2 + 0.5).mean()), 4)}
     try:
         found["lpips"] = round(float(lpips_network()(images, plain).mean()), 4)
     except WeightsError as error:
         found |= {"lpips": None, "why": str(error).partition(";")[0]}
-    return found | {"fd_face": round(frechet(images, plain), 4)}
-
-
-def frechet(images: Tensor, reference: Tensor) -> float:
-    """Fréchet distance of two sets of pictures' unit identity codes, as FID takes it of Inception's features."""
-    network = MobileFaceNet()
-    network.num_features = 512  # torchmetrics asks for it, and hands pictures on as they are
-    metric = FrechetInceptionDistance(feature=network)
-    metric.update(images, real=False)
-    metric.update(reference, real=True)
-    return max(0.0, float(metric.compute()))
+    return found | {"fd_face": round(frechet(network, images, plain), 4)}
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """The lines as Markdown: one row a direction and figure, one column a degree."""
+    """The lines as Markdown: what was edited, then one row a direction and figure, one column a degree."""
+    told = lines[0]
+    text = f"{told['method']} ({told['weights'] or 'untrained'}) on {told['n']} faces of {told['data']} at "
+    text += f"{told['size']} px, seed {told['seed']}, commit {told['commit']}. "
+    text += "One degree: the spread of random passwords' styles.\n\n"
     degrees = sorted({line["degree"] for line in lines})
     head = ["direction", "figure", *(f"{degree:+d}" if degree else "0" for degree in degrees)]
     rows = [head, ["---", "---", *["--:"] * len(degrees)]]
@@ -186,5 +183,5 @@ def table(lines: list[dict[str, Any]]) -> str:
             cells = ["n/a" if value(found[d]) is None else f"{value(found[d]):.3f}" for d in degrees]
             rows.append([f"{number}: {name}", title, *cells])
     missing = sorted({line["why"] for line in lines if "why" in line})
-    text = "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    text += "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
     return text + "".join(f"\nn/a: {why}\n" for why in missing)

@@ -60,8 +60,8 @@ GLOSSARY: dict[str, Entry] = {
     "gender_agree": Entry("gender kept", "Share of faces whose estimated gender stays the same."),
     "age_mae": Entry("age error", "Mean change of the estimated age, in years."),
     "attribute_agree": Entry("attributes kept", "Share of labelled attributes that a classifier still finds."),
-    "background_shift": Entry("background shift", "Change of colour outside the face mask."),
-    "seam": Entry("seam", "Extra gradient along the border of the face mask."),
+    "background_shift": Entry("background shift", "Change of colour well outside the face, in shares of white."),
+    "seam": Entry("seam", "How much more edges grew where a mask of the face ends than beside it; 0 is none."),
     "eye_shift": Entry("eye change", "Change of colour in the region of the eyes."),
     "hair_shift": Entry("hair change", "Change of colour in the region of the hair."),
     "known_plaintext@N": Entry(

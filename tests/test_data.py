@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 from orl_faces import need, orl_faces
 
 from datamodules.alignment import template
@@ -104,10 +105,18 @@ def test_training_people_who_are_test_people_elsewhere_are_listed_and_left_out(t
     assert card("mobilefacenet").digest in text.splitlines()[0]
     assert read_people(tmp_path / "overlap.csv") == {trained[0]}  # the second is a training person in both
     assert tested[1] not in text
-    assert "1 of 2 people listed" in capsys.readouterr().out
+    assert "1 of 2 training people of lfw (2 faces) listed" in capsys.readouterr().out
     kept = FaceDataModule(LFW(training), without=str(tmp_path / "overlap.csv")).chosen
     assert [picture.person for picture in kept["train"]] == [trained[1]]
     assert [picture.person for picture in kept["test"]] == [tested[0]]
+
+
+def test_a_list_made_for_another_data_set_is_refused(tmp_path):
+    root = lfw_of(tmp_path / "a", {"Ann": torch.zeros(3, 256, 256)})
+    (tmp_path / "people.csv").write_text('# of celeba\nperson,similarity\n2880,0.5\n#9,0.4\n"Smith, Ann",0.4\n')
+    assert read_people(tmp_path / "people.csv") == {"2880", "#9", "Smith, Ann"}
+    with pytest.raises(ValueError, match="names 3 people, none of whom is in lfw"):
+        FaceDataModule(LFW(root), without=str(tmp_path / "people.csv")).dataset("train")
 
 
 def test_a_file_that_names_nobody_is_refused(tmp_path):

@@ -5,9 +5,11 @@ import torch
 from conftest import NoiseFaces
 from orl_faces import need, orl_faces
 
-from experiments.edits import Edits, edit, frechet, named, table
+from experiments.edits import Edits, edit, named, table
+from lightning_modules.appearance import Appearance, drawn, shaded
 from lightning_modules.keys import KeyRing
-from lightning_modules.metrics.appearance import Appearance, drawn, shaded
+from lightning_modules.metrics.realism import frechet
+from lightning_modules.networks.recognizers import MobileFaceNet
 from lightning_modules.sdn import SDN
 from lightning_modules.sdn.networks import STYLE
 from lightning_modules.sdn.sefa import style_directions
@@ -71,13 +73,20 @@ def test_a_direction_is_named_by_what_it_moves_most():
 
 def test_traits_of_landmarks_and_shades():
     points = torch.rand(1, 68, 2, generator=torch.Generator().manual_seed(0)).repeat(3, 1, 1)
-    points[1, [65, 66, 67], 1] += 1.0  # the lower lip's inner points
+    points[:, 36:42] = torch.tensor([0.3, 0.4])
+    points[:, 42:48] = torch.tensor([0.7, 0.4])
+    points[1, [65, 66, 67], 1] += 1.0  # the lower lip
+    points[1, 55:60, 1] += 1.0
     points[2, [48, 54], 1] -= 0.2  # the corners of the mouth, upwards
     gap, lift, lids, beside = drawn(points)
     assert gap[1] > gap[0]
     assert gap[2] == gap[0]
-    assert lift[2] > lift[0]
+    assert lift.tolist() == pytest.approx([float(lift[0]), float(lift[0]), float(lift[0]) + 0.5])
     assert lids.std() == beside.std() == 0
+    angle = torch.tensor(0.3)
+    turn = torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]])
+    for upright, tilted in zip(drawn(points), drawn(points @ turn.mT), strict=True):
+        torch.testing.assert_close(tilted, upright, atol=1e-5, rtol=1e-4)
     grey = torch.full((1, 1, 64, 64), 0.8)
     at = points[:1, [33]].lerp(points[:1, [51]], 0.5)[0, 0]
     moustache = grey.clone()
@@ -101,8 +110,19 @@ def test_real_faces_have_traits():
 def test_the_same_pictures_lie_at_no_distance():
     need("mobilefacenet")
     faces = orl_faces().flatten(0, 1)
-    assert frechet(faces, faces) == pytest.approx(0, abs=1e-3)
-    assert frechet(faces.flip(2), faces) > 0.1
+    network = MobileFaceNet()
+    assert frechet(network, faces, faces) == pytest.approx(0, abs=1e-3)
+    assert frechet(network, faces.flip(2), faces) > 0.1
+    with pytest.raises(ValueError, match="two pictures at least, got 1 and 8"):
+        frechet(network, faces[:1], faces)
+
+
+def test_the_distance_of_two_gaussians_is_its_closed_form():
+    """‖m − n‖² + Σ (s − t)² of independent coordinates with deviations s and t."""
+    deviation = torch.tensor([1.0, 2.0, 0.5])
+    first, second = torch.randn(2, 4000, 3, generator=torch.Generator().manual_seed(0)) * deviation
+    found = frechet(torch.nn.Flatten(), (2 * first + 1).view(-1, 3, 1, 1), second.view(-1, 3, 1, 1))
+    assert found == pytest.approx(float(3 + deviation.square().sum()), rel=0.05)
 
 
 def test_every_direction_and_degree_is_measured_and_drawn():
@@ -116,7 +136,9 @@ def test_every_direction_and_degree_is_measured_and_drawn():
     assert found.pictures.shape == (2, 3, 4, 3, 64, 64)
     picture = found.drawing(face, 2, 32)
     assert picture.size[1] == 22 + 4 * 34 - 2
-    text = table(found.lines)
+    told = {"method": "sdn", "weights": None, "n": 4, "data": "noise", "size": 64, "seed": 0, "commit": "0"}
+    text = table([told | line for line in found.lines])
+    assert text.startswith("sdn (untrained) on 4 faces of noise at 64 px")
     assert text.count("| fd_face ↓ |") == 2
     assert all(len(row.split("|")) == 7 for row in text.splitlines() if row.startswith("|"))
     json.dumps(found.lines)
@@ -125,6 +147,6 @@ def test_every_direction_and_degree_is_measured_and_drawn():
 def test_edit_is_about_sdn(tmp_path):
     with pytest.raises(ValueError, match="Blur has none"):
         edit("configs/method/blur.yaml", tmp_path)
-    with pytest.raises(ValueError, match="degrees >= 1"):
+    with pytest.raises(ValueError, match="degrees, shown and batch must be 1 or more"):
         edit("configs/method/sdn.yaml", tmp_path, degrees=0)
     assert not list(tmp_path.iterdir())

@@ -1,8 +1,14 @@
+import cv2
+import numpy as np
 import pytest
 import torch
+from test_datasets import MiddleFace
 from torch.utils.data import DataLoader
 
 from datamodules.batch import face_batch
+from datamodules.datasets import ImageFolderFaces
+from datamodules.faces import FaceDataModule
+from datamodules.latent import gallery_codes
 from datamodules.mixed import MixedFaceDataModule, MixedLoader
 
 
@@ -40,7 +46,7 @@ def test_nobody_of_one_part_is_somebody_of_another():
         ]
         return DataLoader(faces, 2)
 
-    mixed = MixedLoader([people(6), people(4)], [3.0, 2.0], [6, 4])
+    mixed = MixedLoader([people(6), people(4)], [3.0, 2.0], [0, 6])
     seen = sorted(int(person) for batch in mixed for person in batch.identity)
     assert seen == list(range(10))
 
@@ -49,3 +55,22 @@ def test_nobody_of_one_part_is_somebody_of_another():
 def test_no_parts_are_refused(shares):
     with pytest.raises(ValueError, match="a positive share for each part"):
         MixedFaceDataModule([], shares)
+
+
+def test_the_people_of_a_gallery_follow_one_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("KEYVEIL_CACHE", str(tmp_path / "cache"))
+    parts = []
+    for number in range(2):
+        for person in range(12):
+            folder = tmp_path / str(number) / f"person-{number}-{person}"
+            folder.mkdir(parents=True)
+            cv2.imwrite(str(folder / "0.png"), np.full((40, 40, 3), 9 + 9 * person, np.uint8))
+        faces = ImageFolderFaces(str(tmp_path / str(number)))
+        parts.append(FaceDataModule(faces, size=16, batch_size=4, num_workers=0, detector=MiddleFace()))
+    mixed = MixedFaceDataModule(parts)
+    total = parts[0].num_identities + parts[1].num_identities
+    assert mixed.num_identities == total
+    assert [int(i) for batch in mixed.gallery_dataloader() for i in batch.identity] == list(range(total))
+    assert gallery_codes(mixed, torch.nn.Flatten())[1].tolist() == list(range(total))
+    assert {int(i) for batch in mixed.train_dataloader() for i in batch.identity} <= set(range(total))
+    assert mixed.attribute_names == ()

@@ -2,11 +2,13 @@ import pytest
 import torch
 from conftest import NoiseFaces
 from orl_faces import need, orl_faces
+from torchvision.transforms.functional import gaussian_blur as blur
 
 from lightning_modules.anonymizer import RoundTrip
 from lightning_modules.metrics import pollution as room
 from lightning_modules.metrics.pollution import FIGURES, Pollution, pollution
 from lightning_modules.networks.landmarks import Landmarks68
+from lightning_modules.paste import FaceMask, paste
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def test_a_shift_of_colour_is_told_in_shares_of_white(faces, points):
     torch.testing.assert_close(found["seam"], torch.zeros(2), atol=1e-6, rtol=0)
 
 
-def test_closed_eyes_are_the_eyes_and_a_cut_face_has_a_seam(faces, points):
+def test_closed_eyes_are_the_eyes(faces, points):
     image = faces.clone()
     at = (points[:, 36:48].mean(1) * 256).long()
     for one, (x, y) in zip(image, at, strict=True):
@@ -52,13 +54,32 @@ def test_closed_eyes_are_the_eyes_and_a_cut_face_has_a_seam(faces, points):
     found = figures(image, faces, points)
     assert (found["eye_shift"] > 0.01).all()
     assert (found["background_shift"] == 0).all()
-    cut = torch.where(room.distance_to_hull(room.outline(points, 0.45), 256) < 0, 1.0, faces * 0.2)
-    assert (figures(cut, faces * 0.2, points)["seam"] > 0.02).all()
+
+
+def test_a_seam_is_where_a_mask_ends_and_blur_has_none(faces, points):
+    mask = FaceMask()(faces * 2 - 1)
+    grey = torch.full_like(faces, 0.4)
+    hard = figures(torch.where(mask > 0.5, 0.7, grey), grey, points)["seam"]
+    soft = figures(paste(grey + 0.3, grey, mask), grey, points)["seam"]
+    other = figures(paste(faces.flip(0), faces, mask), faces, points)["seam"]
+    cut = figures(torch.where(mask > 0.5, faces.flip(0) * 0.7, faces), faces, points)["seam"]
+    blurred = figures(blur(faces, 31), faces, points)["seam"]
+    assert (hard > soft).all()
+    assert (soft > 0.005).all()
+    assert (cut > other + 0.005).all()
+    assert (blurred.abs() < 0.002).all()
+
+
+def test_a_face_that_fills_the_picture_has_no_background(faces, points):
+    large = (points - 0.5) * 4 + 0.5
+    found = figures(faces * 0.5, faces, large)
+    assert found["background_shift"].isnan().all()
+    assert (found["eye_shift"] > 0.05).all()
 
 
 def test_a_bald_head_is_the_hairs(faces, points):
     image = faces.clone()
-    image[..., : int(points[:, 19:25, 1].min() * 256) - 25, :] = 1
+    image[..., : int(points[:, 19:25, 1].min() * 256) - 45, :] = 1
     found = figures(image, faces, points)
     assert (found["hair_shift"] > 0.02).all()
     assert (found["eye_shift"] == 0).all()

@@ -103,19 +103,30 @@ def test_without_dual_inference_recovery_has_networks_of_its_own():
     assert small().opener is None
 
 
-@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 2, 10), (1.0, 1, 1)])
-def test_wrong_factors_are_near_misses_by_share(share, least, most):
-    method = small(attributes=2, near_misses=share)
-    face = NoiseFaces(count=64, attributes=2).whole()
-    right, other, wrong, asked = method._draw_factors(face)
-    off = (right != wrong).sum(1)
-    assert least <= off.float().mean() <= most
-    assert share < 1 or (off == 1).all()
-    assert set(wrong.unique().tolist()) == {-1.0, 1.0}
-    assert share == 1 or torch.equal(wrong, other)
-    assert torch.equal(right[:, 8:], asked)
-    again = method._draw_factors(face._replace(**{name: getattr(face, name)[:5] for name in face._fields}))[2]
-    assert torch.equal(again[1:, :8], wrong[1:5, :8])  # whatever else is in the batch
+def test_wrong_factors_are_near_misses_by_share():
+    face = NoiseFaces(count=400, attributes=2).whole()
+    for share in (0.0, 0.5, 1.0):
+        right, other, wrong, asked = small(attributes=2, near_misses=share)._draw_factors(face)
+        off = right != wrong
+        one = off.sum(1) == 1
+        assert set(wrong.unique().tolist()) == {-1.0, 1.0}
+        assert torch.equal(right[:, 8:], asked)
+        assert torch.equal(other[:, 8:], asked)
+        strange = (wrong[:, :8] == other[:, :8]).all(1)
+        assert strange.float().mean() == pytest.approx(1 - share, abs=0.07)
+        if share == 1:
+            assert one.all()
+            assert off[:, 8:].any(1).float().mean() == pytest.approx(0.5, abs=0.07)
+            assert (off.float().mean(0) > 0.02).all()  # every entry
+        if share == 0:
+            assert (off[:, :8].any(1) & off[:, 8:].any(1)).float().mean() > 0.2  # both wrong
+
+
+def test_what_is_drawn_for_a_face_does_not_depend_on_its_batch():
+    method, face = small(near_misses=1.0), NoiseFaces(count=8).whole()
+    part = type(face)(*(field[3:5] for field in face))
+    for whole, alone in zip(method._draw_factors(face), method._draw_factors(part), strict=True):
+        assert torch.equal(whole[3:5], alone)
 
 
 def test_a_face_does_not_depend_on_its_batch():

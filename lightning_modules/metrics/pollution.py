@@ -10,29 +10,31 @@ from torch.nn import functional as F
 from lightning_modules.anonymizer import RoundTrip
 from lightning_modules.metrics.measured import Measured, RoundTripMetric, gathered, legs_of
 from lightning_modules.networks.landmarks import BROWS, EYES, Landmarks68
-from lightning_modules.paste import distance_to_hull, outline
+from lightning_modules.paste import DILATION, FEATHER, FOREHEAD, distance_to_hull, outline
 from lightning_modules.weights import find
 
 LEGS = (("anonymized", "right"), ("recovered", "right"))
 FIGURES = ("background_shift", "seam", "eye_shift", "hair_shift")
 CARD = "landmarks68"
-# In shares of the side: where the background begins, the band along the face's outline, hair around the forehead, and
-# how far the region of the eyes reaches beyond the points of eyes and brows.
-AWAY, BAND, HAIR, LIDS = 0.1, 0.03, 0.12, 0.02
+# In shares of the side: hair and background begin where a mask ends; hair reaches so far, and the background begins
+# there; how far the region of the eyes reaches beyond the points of eyes and brows.
+EDGE, HAIR, LIDS = DILATION + FEATHER / 2, 0.16, 0.02
 
 
 class Pollution(RoundTripMetric):
     """What SDN's Table 3 names (KNOWN: the four questions; OURS: the figures), of anonymized and recovered faces.
 
-    Regions come from 68 landmarks of the original. With the face's outline as in
+    Regions come from 68 landmarks of the original, by the outline and the border of
     :class:`~lightning_modules.paste.FaceMask`:
 
-    - ``background_shift``: mean absolute change of colour further than a tenth of the side outside the outline;
-    - ``hair_shift``: the same above the brows, up to 12 % of the side outside the outline;
+    - ``background_shift``: mean absolute change of colour further than 16 % of the side outside the outline;
+    - ``hair_shift``: the same above the brows, from the end of the mask to there;
     - ``eye_shift``: the same around eyes and brows;
-    - ``seam``: by how much the mean gradient of grey along the outline grew; negative where it was smoothed.
+    - ``seam``: by how much more the gradient of grey grew where the mask falls from 1 to 0 than beside it, to either
+      side; a picture that is blurred everywhere has none.
 
-    All in shares of white, the gradient per pixel. Without the landmarks' weights they are n/a.
+    All in shares of white, the gradient per pixel. A face with no pixel in a region has no such figure. Without the
+    landmarks' weights they are n/a.
     """
 
     def __init__(self) -> None:
@@ -64,9 +66,12 @@ class Pollution(RoundTripMetric):
             if rows is None or person is None:
                 continue
             for column, metric in enumerate(FIGURES):
-                values = rows[:, column] if self._landmarks else None
-                why = None if self._landmarks else f"weights missing: {CARD}"
-                figures.append(Measured(metric, leg, values, person, key=key, why=why))
+                if not self._landmarks:
+                    figures.append(Measured(metric, leg, None, key=key, why=f"weights missing: {CARD}"))
+                    continue
+                values = rows[:, column]
+                kept = ~values.isnan()
+                figures.append(Measured(metric, leg, values[kept], person[kept], key=key))
         return figures
 
 
@@ -83,25 +88,28 @@ def pollution(
         points: Landmarks of the originals in shares of the side.
     """
     side = image.shape[-1]
-    distance = distance_to_hull(outline(points, 0.45), side)
+    distance = distance_to_hull(outline(points, FOREHEAD), side)
     eyes = distance_to_hull(torch.cat([points[:, EYES], points[:, BROWS]], 1), side)
     height = ((torch.arange(side, device=image.device) + 0.5) / side)[None, None, :, None]
     above = height < points[:, BROWS, 1].mean(1)[:, None, None, None]
     changed = (image - original).abs().mean(1, keepdim=True)
-    band = (distance.abs() < BAND).float()
+    grown = (_gradient(image) - _gradient(original)).clamp(min=0)
+    border = (distance - DILATION).abs()
+    seam = _mean(grown, border < FEATHER / 2) - _mean(grown, (border >= FEATHER / 2) & (border < FEATHER))
     return torch.stack(
         [
-            _inside(changed, (distance > AWAY).float()),
-            _inside(_gradient(image), band) - _inside(_gradient(original), band),
-            _inside(changed, (eyes < LIDS).float()),
-            _inside(changed, ((distance > 0) & (distance < HAIR) & above).float()),
+            _mean(changed, distance > HAIR),
+            seam,
+            _mean(changed, eyes < LIDS),
+            _mean(changed, (distance > EDGE) & (distance < HAIR) & above),
         ],
         1,
     )
 
 
-def _inside(values: Tensor, region: Tensor) -> Float[Tensor, " batch"]:
-    return (values * region).sum((1, 2, 3)) / region.sum((1, 2, 3)).clamp(min=1)
+def _mean(values: Tensor, region: Tensor) -> Float[Tensor, " batch"]:
+    """Mean over a region of each picture; nan where it is empty."""
+    return (values * region).sum((1, 2, 3)) / region.sum((1, 2, 3))
 
 
 def _gradient(image: Tensor) -> Float[Tensor, "batch 1 side side"]:

@@ -25,7 +25,7 @@ INPUT = 64
 _BOX = (0.14, 0.27, 0.72)
 
 # What OpenCV's BGR2GRAY takes of red, green and blue.
-_GREY = (0.299, 0.587, 0.114)
+GREY = (0.299, 0.587, 0.114)
 
 # The customary groups of the 68 (Sagonas et al., 2013, "300 Faces in-the-Wild Challenge"): half-open ranges.
 JAW, BROWS, EYES, MOUTH = slice(0, 17), slice(17, 27), slice(36, 48), slice(48, 68)
@@ -101,7 +101,7 @@ class Landmarks68(Frozen):
         left, top, side = _BOX
         shares = (template("ffhq", WORKING_SIZE) + 0.5) / WORKING_SIZE
         self.crop = FixedCrop((shares - np.array([left, top])) / side * INPUT - 0.5, INPUT)
-        self.register_buffer("grey", torch.tensor(_GREY).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("grey", torch.tensor(GREY).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("corner", torch.tensor([left, top]), persistent=False)
         self.side = side
         _read_onnx(self.layers, locate(self.name, path))

@@ -74,8 +74,8 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         information_warmup: Training steps over which the weight of the CLUB term grows to its full value.
         jpeg: Share of the training steps that send the anonymized picture as JPEG of quality 75, not as PNG.
         dual: One encoder and decoder for both directions; ``False`` gives recovery its own (an ablation).
-        near_misses: Share of the wrong factors that are right but for one bit or one attribute; the others are
-            unrelated.
+        near_misses: Share of the wrong factors that are right but for one bit or, as often, one attribute; the others
+            are another password with the attributes of another face.
         wrong_factors: Open with wrong factors while training; ``False`` leaves that leg out (an ablation).
         accumulate: Batches whose gradients add up to one training step.
         clip: Largest norm of each optimizer's gradients.
@@ -83,7 +83,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         start: Trained weights to start from: a checkpoint, safetensors or a card.
 
     Raises:
-        ValueError: If ``size`` is not a multiple of 32 or below 64, or ``jpeg`` is no share.
+        ValueError: If ``size`` is not a multiple of 32 or below 64, or ``jpeg`` or ``near_misses`` is no share.
     """
 
     def __init__(
@@ -190,12 +190,17 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
     def _draw_factors(self, face: FaceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Right factors, another password's, wrong ones, and the attributes asked of the face (another one's)."""
         right, other = (self.training_keys(self.key_spec, face.sample, leg) for leg in (0, 1))
-        asked = face.attributes[:, : self.attributes].roll(1, 0)
+        own = face.attributes[:, : self.attributes]
+        asked = own.roll(1, 0)
         factors, others = torch.cat([right, asked], 1), torch.cat([other, asked], 1)
-        chance = self.training_keys(KeySpec("normal", 1 + factors.shape[1]), face.sample, 2)
-        missed = torch.where(F.one_hot(chance[:, 1:].argmax(1), factors.shape[1]).bool(), -factors, factors)
-        near = torch.special.ndtr(chance[:, :1]) < self.near_misses
-        return factors, others, torch.where(near, missed, others), asked
+        # the first two decide near or strange, bit or attribute; the largest of the others says which one
+        chance = self.training_keys(KeySpec("normal", 2 + factors.shape[1]), face.sample, 2)
+        near, bit, entry = chance[:, :1], chance[:, 1:2], chance[:, 2:].clone()
+        if self.attributes:  # a bit or an attribute, equally often
+            entry += 1e3 * torch.where(bit > 0, 1.0, -1.0) * (torch.arange(entry.shape[1]) < right.shape[1]).to(entry)
+        missed = torch.where(F.one_hot(entry.argmax(1), entry.shape[1]).bool(), -factors, factors)
+        strange = torch.cat([other, own.roll(2, 0)], 1)
+        return factors, others, torch.where(torch.special.ndtr(near) < self.near_misses, missed, strange), asked
 
     def _legs(self, image: Tensor, factors: Tensor, other: Tensor, wrong_factors: Tensor) -> Legs:
         code = self.encoder(image)

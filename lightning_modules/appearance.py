@@ -9,9 +9,7 @@ from torch.nn import functional as F
 
 from lightning_modules.anonymizer import Image, resize
 from lightning_modules.judges import FaceRes
-from lightning_modules.networks.landmarks import Landmarks68
-
-GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601
+from lightning_modules.networks.landmarks import GREY, Landmarks68
 
 
 class Appearance:
@@ -20,8 +18,8 @@ class Appearance:
     - ``male``: probability of an apparently male face, by :class:`~lightning_modules.judges.FaceRes`;
     - ``age``: apparent age in years, by the same;
     - ``mouth open``: mean gap of the inner lips; ``smile``: how far the corners of the mouth lie above the middle of
-      the lips; ``eyes open``: mean height of the eyes; ``turn``: how far the tip of the nose lies beside the middle of
-      the jaw; all from 68 landmarks, in distances of the eyes;
+      the upper lip; ``eyes open``: mean height of the eyes; ``turn``: how far the tip of the nose lies to the right of
+      the middle of the jaw's ends; all from 68 landmarks, upright on the line of the eyes and in their distance;
     - ``moustache``: how much darker the skin between nose and lip is than the cheeks, in shares of white;
     - ``brightness``: mean grey of the picture, in shares of white.
 
@@ -49,11 +47,13 @@ class Appearance:
 
 def drawn(points: Float[Tensor, "batch 68 2"]) -> list[Float[Tensor, " batch"]]:
     """``mouth open``, ``smile``, ``eyes open`` and ``turn`` of landmarks."""
-    eyes = (points[:, 42:48].mean(1) - points[:, 36:42].mean(1)).norm(dim=1)
+    between = points[:, 42:48].mean(1) - points[:, 36:42].mean(1)
+    eyes, right = between.norm(dim=1), F.normalize(between, dim=1)
+    down = torch.stack([-right[:, 1], right[:, 0]], 1)  # y grows downwards
     gap = (points[:, 61:64] - points[:, [67, 66, 65]]).norm(dim=2).mean(1)
-    lift = points[:, [51, 57], 1].mean(1) - points[:, [48, 54], 1].mean(1)  # y grows downwards
+    lift = ((points[:, 51] - points[:, [48, 54]].mean(1)) * down).sum(1)
     lids = (points[:, [37, 38, 43, 44]] - points[:, [41, 40, 47, 46]]).norm(dim=2).mean(1)
-    beside = points[:, 30, 0] - points[:, [0, 16], 0].mean(1)
+    beside = ((points[:, 30] - points[:, [0, 16]].mean(1)) * right).sum(1)
     return [value / eyes for value in (gap, lift, lids, beside)]
 
 
