@@ -11,7 +11,16 @@ from torch.nn import functional as F
 
 from lightning_modules.carriers import quantize
 from lightning_modules.networks.landmarks import JAW, NOSE_TIP, Landmarks68
-from lightning_modules.paste import FaceMask, distance_to_hull, mask_iou, match_tone, outline, paste, seam
+from lightning_modules.paste import (
+    FaceMask,
+    distance_to_hull,
+    mask_iou,
+    match_border,
+    match_tone,
+    outline,
+    paste,
+    seam,
+)
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +223,31 @@ def test_a_dark_patch_in_the_picture_does_not_blacken_the_new_face():
 def test_a_face_in_its_own_light_keeps_its_tone():
     picture, mask = torch.rand(1, 3, 32, 32) * 2 - 1, torch.rand(1, 1, 32, 32)
     torch.testing.assert_close(match_tone(picture, picture, mask), picture, atol=1e-5, rtol=1e-4)
+
+
+def round_mask(side=64):
+    """A disc with a soft border."""
+    ticks = (torch.arange(side) + 0.5) / side - 0.5
+    return ((0.35 - (ticks[:, None].square() + ticks.square()).sqrt()) / 0.05 + 0.5).clamp(0, 1)[None, None]
+
+
+def test_a_face_behind_which_another_background_was_rendered_gets_no_rim():
+    mask = round_mask()
+    picture = torch.full((1, 3, 64, 64), -0.4)
+    rendered = torch.full((1, 3, 64, 64), 0.6)
+    pasted = paste(match_border(rendered, picture, mask), picture, mask)
+    along = (mask > 0.2) & (mask < 0.8)
+    assert (pasted[along.expand_as(pasted)] - -0.4).abs().max() < 0.1  # of a difference of 1
+    assert (pasted[..., 28:36, 28:36] - 0.6).abs().max() < 0.02  # the middle is the new face's
+
+
+def test_a_border_that_fits_already_is_left_alone():
+    picture = torch.rand(2, 3, 64, 64) * 2 - 1
+    mask = round_mask().expand(2, -1, -1, -1)
+    torch.testing.assert_close(match_border(picture, picture, mask), picture)
+    odd = torch.rand(1, 3, 47, 47) * 2 - 1
+    assert match_border(-odd, odd, round_mask(47)).shape == odd.shape
+    assert torch.isfinite(match_border(-odd, odd, torch.zeros(1, 1, 47, 47))).all()
 
 
 def test_a_seam_is_told_where_the_mask_ends_and_nowhere_else():

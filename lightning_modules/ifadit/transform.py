@@ -29,7 +29,7 @@ from lightning_modules.keys import KeySpec
 from lightning_modules.losses import feature_distance, landmark_error, pull_together, push_apart, spread, weighted_sum
 from lightning_modules.networks.perceptual import Perceptual, choose
 from lightning_modules.optimization import TrainingSteps
-from lightning_modules.paste import match_tone, paste, seam
+from lightning_modules.paste import match_border, match_tone, paste, seam
 from lightning_modules.trained import load_trained
 
 Aim = Callable[[Tensor], Tensor]
@@ -223,7 +223,9 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
 
     @staticmethod
     def _finish(rendered: Image, picture: Image, mask: Tensor | None) -> Image:
-        return rendered if mask is None else paste(match_tone(rendered, picture, mask), picture, mask)
+        if mask is None:
+            return rendered
+        return paste(match_border(match_tone(rendered, picture, mask), picture, mask), picture, mask)
 
     def _carries(self, z: Tensor, image: Image) -> Tensor:
         """How far pictures are from carrying a code, ``(B,)``."""
