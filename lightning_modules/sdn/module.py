@@ -141,7 +141,11 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
 
     @torch.no_grad()
     def edit_directions(self, count: int) -> Float[Tensor, "count style"]:
-        """SeFa's leading directions, each as long as one degree: how far styles of random factors spread along it."""
+        """SeFa's leading directions, each as long as one degree: how far styles of random factors spread along it.
+
+        Raises:
+            ValueError: If a style has not so many directions.
+        """
         directions = style_directions(self.decoder, count)
         drawn = torch.randint(
             2, (1024, self.factors.layers[0].in_features - 1), generator=torch.Generator().manual_seed(0)
