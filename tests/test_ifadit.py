@@ -206,6 +206,22 @@ def test_refining_comes_closer_to_its_aim_and_does_not_depend_on_the_batch():
     torch.testing.assert_close(refine(generator, w, lambda image: missed(image, z), 0), w)
 
 
+def test_refinement_descends_on_what_will_be_saved_not_on_previews():
+    class Dull(torch.nn.Module):
+        """Its previews are darker than its pictures."""
+
+        native_size, preview_head = 4, True
+
+        def forward(self, w, size, preview=False):
+            return w.mean((1, 2))[:, None, None, None].expand(-1, 3, size, size) - 0.5 * preview
+
+    def missed(image):
+        return (image - 1).square().mean((1, 2, 3))
+
+    refined = refine(Dull(), torch.zeros(2, 4, 512), missed, 40)
+    torch.testing.assert_close(refined.mean((1, 2)), torch.full((2,), 0.5), atol=0.02, rtol=0)  # previews alone: 0.75
+
+
 @pytest.mark.parametrize("mask", [None, HalfMask()], ids=["whole", "pasted"])
 def test_an_anonymized_picture_is_refined_for_its_recipient(mask):
     torch.manual_seed(0)
