@@ -14,6 +14,22 @@ STAGES = 3  # stride-2 stages: the spatial code is an eighth of the picture
 STYLE = 256
 
 
+# Oval of an aligned crop that holds the face: centre and half axes (x, y) in shares of the side, and its soft edge.
+CENTRE, AXES, EDGE = (0.5, 0.54), (0.34, 0.46), 0.1
+
+
+def oval(side: int) -> Float[Tensor, "side side"]:
+    """Soft window of the face in an aligned crop: 1 inside, 0 around, which then stays bit for bit (ours).
+
+    It needs no network and is the same for every picture, so that recovery has it too.
+    """
+    ticks = (torch.arange(side) + 0.5) / side
+    x, y = (ticks - CENTRE[0]) / AXES[0], (ticks - CENTRE[1]) / AXES[1]
+    inside = (1 - (x[None].square() + y[:, None].square()).sqrt()) / EDGE
+    ramp = inside.clamp(0, 1)
+    return ramp * ramp * (3 - 2 * ramp)
+
+
 class Encoder(nn.Module):
     """Picture ``(B, 3, H, W)`` → spatial code ``(B, 8·width, H/8, W/8)``: a vector would lose the picture.
 
@@ -134,7 +150,7 @@ class Decoder(nn.Module):
         for up, scale in zip(self.ups, self.scales, strict=True):
             x = up(F.interpolate(x, scale_factor=2.0)) * (1 + scale(style))[:, :, None, None]
             x = F.leaky_relu(x, 0.2)
-        return torch.tanh(self.out(x))
+        return torch.tanh(self.out(x).float())
 
 
 class Classifier(nn.Module):
@@ -157,7 +173,7 @@ class Classifier(nn.Module):
     def forward(self, image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch features"]:
         """Unit features of pictures in [-1, 1]."""
         grid = F.adaptive_avg_pool2d(self.body(image), 4)
-        return F.normalize(self.out(grid.flatten(1)), dim=1)
+        return F.normalize(self.out(grid.flatten(1)).float(), dim=1)
 
 
 class PasswordHead(nn.Module):
@@ -186,5 +202,5 @@ class GaussianHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch d"]) -> tuple[Float[Tensor, "batch d"], Float[Tensor, "batch d"]]:
         """Mean and log-variance of y given x."""
-        mean, log_variance = self.layers(x).chunk(2, 1)
+        mean, log_variance = self.layers(x).float().chunk(2, 1)
         return mean, log_variance.clamp(-6, 2)
