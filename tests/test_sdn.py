@@ -10,6 +10,7 @@ from lightning_modules.anonymizer import RoundTrip
 from lightning_modules.keys import KeyRing
 from lightning_modules.losses import weighted_sum
 from lightning_modules.sdn import SDN, SDNWeights, losses
+from lightning_modules.sdn.module import Legs
 from lightning_modules.sdn.networks import GaussianHead
 
 
@@ -101,6 +102,63 @@ def test_without_dual_inference_recovery_has_networks_of_its_own():
     assert torch.equal(before[0], method.anonymize(face, bits))
     assert not torch.equal(before[1], method.recover(face, bits))
     assert small().opener is None
+
+
+def test_what_lies_around_the_face_stays_bit_for_bit():
+    face, bits = face_batch(torch.rand(2, 3, 64, 64) * 2 - 1), torch.ones(2, 8)
+    method = small().eval()
+    around, within = method.window == 0, method.window == 1
+    assert around[[0, 0, -1, -1], [0, -1, 0, -1]].all()
+    assert within[36, 32]
+    assert 0.3 < method.window.mean() < 0.5
+    for picture in (method.anonymize(face, bits), method.recover(face, bits), method.edit(face, bits, torch.ones(256))):
+        assert torch.equal(picture[:, :, around], face.image[:, :, around])
+        assert not torch.isclose(picture[:, :, within], face.image[:, :, within]).any(1).all()
+    whole = small(window=False).eval().anonymize(face, bits)
+    assert not torch.isclose(whole[:, :, around], face.image[:, :, around]).all()
+
+
+def test_the_first_stage_trains_the_classifier_alone(quick_trainer):
+    method = small(classifier_only=True, learning_rate=1e-2)
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    trainer = quick_trainer(2)
+    trainer.fit(method, NoiseFaces())
+    wanted = {name for name in before if name.startswith("classifier.")} | {"centres"}
+    assert moved(before, method) == wanted
+    assert trainer.global_step == 2
+
+
+def test_the_classifier_searches_for_the_original_person_in_what_was_made_of_them():
+    torch.manual_seed(0)
+    face, method = NoiseFaces(count=4).whole(), small()
+    made = torch.rand(4, 3, 64, 64, requires_grad=True)
+    legs = Legs(made, made, made, wrong=made, again=made)
+
+    def found(**options):
+        method.pursuit = options.get("pursuit", 0.5)
+        return method._classifier_loss(face, options.get("legs"))
+
+    real = losses.angular_margin(method.classifier(face.image), method.centres, face.identity)
+    hidden = losses.angular_margin(method.classifier(made), method.centres, face.identity)
+    torch.testing.assert_close(found(), real)
+    torch.testing.assert_close(found(legs=legs), real + 0.5 * hidden)
+    torch.testing.assert_close(found(legs=legs._replace(wrong=None)), real + 0.5 * hidden)
+    torch.testing.assert_close(found(legs=legs, pursuit=0), real)
+    found(legs=legs).backward()
+    assert made.grad is None
+
+
+def test_layout_is_what_a_small_picture_shows():
+    image, target = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    means = (image - target).reshape(2, 3, 16, 4, 16, 4).mean((3, 5))
+    torch.testing.assert_close(losses.layout(image, target), means.abs().mean())
+
+
+def test_a_margin_keeps_its_slope_in_bfloat16():
+    features = torch.nn.functional.normalize(torch.randn(3, 256), dim=1).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses.angular_margin(features, features.detach().clone(), torch.arange(3)).backward()
+    assert features.grad.isfinite().all()
 
 
 def test_wrong_factors_are_near_misses_by_share():
