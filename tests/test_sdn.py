@@ -7,9 +7,9 @@ from conftest import NoiseFaces
 
 from datamodules.batch import face_batch
 from lightning_modules.anonymizer import RoundTrip
-from lightning_modules.keys import KeyRing
+from lightning_modules.keys import KeyRing, KeySpec
 from lightning_modules.losses import weighted_sum
-from lightning_modules.sdn import SDN, SDNWeights, losses
+from lightning_modules.sdn import SDN, SDNWeights, losses, networks
 from lightning_modules.sdn.module import Legs
 from lightning_modules.sdn.networks import GaussianHead
 
@@ -116,6 +116,18 @@ def test_what_lies_around_the_face_stays_bit_for_bit():
         assert not torch.isclose(picture[:, :, within], face.image[:, :, within]).any(1).all()
     whole = small(window=False).eval().anonymize(face, bits)
     assert not torch.isclose(whole[:, :, around], face.image[:, :, around]).all()
+
+
+def test_one_wrong_bit_or_attribute_is_as_wrong_as_a_strange_password():
+    factors = KeySpec("bits", 67).random(1, torch.Generator().manual_seed(0))
+    near = torch.where(torch.eye(67).bool(), -factors, factors)
+    off = networks.hashed(near, 64) != networks.hashed(factors, 64)
+    assert off.float().mean() == pytest.approx(0.5, abs=0.03)
+    assert off.sum(1).min() > 16  # a fair coin does this once in 100,000 times
+    assert torch.equal(networks.hashed(factors, 64), networks.hashed(factors.clone(), 64))
+    plain = small(attributes=2, avalanche=False)
+    assert torch.equal(plain._seen(factors[:, :10]), factors[:, :10])
+    assert torch.equal(small(attributes=2)._seen(factors[:, :10])[:, 8:], factors[:, 8:10])
 
 
 def test_the_first_stage_trains_the_classifier_alone(quick_trainer):

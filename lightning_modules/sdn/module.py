@@ -3,8 +3,8 @@
 KNOWN: encoder, decoder, discriminator and classifier trained jointly without any pre-trained network; factors are a
 password and attributes; one network anonymizes and recovers; a wrong factor gives another face; a lower bound on
 I(original; recovered) is raised and an upper bound (CLUB) on I(original; anonymized) lowered.
-OURS: every size, every weight, the password head, the window, and that the classifier searches for the original
-person in what was made of them.
+OURS: every size, every weight, the password head, the avalanche, the window, and that the classifier searches for the
+original person in what was made of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,16 @@ from lightning_modules.losses import hinge_fake, hinge_real, ms_ssim_loss, weigh
 from lightning_modules.networks.discriminators import PatchDiscriminator
 from lightning_modules.optimization import TrainingSteps
 from lightning_modules.sdn import losses
-from lightning_modules.sdn.networks import Classifier, Decoder, Encoder, Factors, GaussianHead, PasswordHead, oval
+from lightning_modules.sdn.networks import (
+    Classifier,
+    Decoder,
+    Encoder,
+    Factors,
+    GaussianHead,
+    PasswordHead,
+    hashed,
+    oval,
+)
 from lightning_modules.sdn.sefa import style_directions
 
 
@@ -82,6 +91,8 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         near_misses: Share of the wrong factors that are right but for one bit or, as often, one attribute; the others
             are another password with the attributes of another face.
         wrong_factors: Open with wrong factors while training; ``False`` leaves that leg out (an ablation).
+        avalanche: Hash password and attributes to the bits that the network sees, so that one wrong bit or attribute is
+            as wrong as a strange password; ``False`` shows it the password's own bits.
         window: Change the face alone, within an oval of the aligned crop: what lies around it stays as it is.
         pursuit: Weight of the classifier's search for the original person in anonymized and wrongly opened faces. At
             0 it learns from real faces alone, and changes that nobody sees can mislead it.
@@ -110,6 +121,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         dual: bool = True,
         wrong_factors: bool = True,
         near_misses: float = 0.5,
+        avalanche: bool = True,
         window: bool = True,
         pursuit: float = 0.5,
         classifier_only: bool = False,
@@ -127,7 +139,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         self.key_spec = KeySpec("bits", key_bits)
         self.attributes, self.identities, self.information_warmup = attributes, identities, information_warmup
         self.jpeg, self.wrong_factors, self.near_misses = jpeg, wrong_factors, near_misses
-        self.pursuit, self.classifier_only = pursuit, classifier_only
+        self.avalanche, self.pursuit, self.classifier_only = avalanche, pursuit, classifier_only
         self.register_buffer("window", oval(size) if window else torch.ones(size, size), persistent=False)
         self.encoder, self.decoder = Encoder(width), Decoder(width)
         self.factors = Factors(key_bits + attributes)
@@ -151,7 +163,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
 
     def edit(self, face: FaceBatch, key: Tensor, shift: Float[Tensor, " style"]) -> Image:
         """Hide faces with their style moved by ``shift``: a multiple of one of :meth:`edit_directions`."""
-        style = self.factors(self._factors(face, key), +1.0) + shift
+        style = self._style(self._factors(face, key), +1.0) + shift
         return self._within(face.image, self.decoder(self.encoder(face.image), style))
 
     @torch.no_grad()
@@ -169,13 +181,21 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         return directions * (styles @ directions.mT).std(0)[:, None]
 
     def _hide(self, image: Tensor, code: Tensor, factors: Tensor) -> Tensor:
-        return self._within(image, self.decoder(code, self.factors(factors, +1.0)))
+        return self._within(image, self.decoder(code, self._style(factors, +1.0)))
 
     def _open(self, image: Tensor, *factors: Tensor) -> list[Tensor]:
         """One encoding, opened under each of some factors; dual inference takes the same two networks."""
         encoder, decoder = (self.encoder, self.decoder) if self.opener is None else self.opener
         code = encoder(image)
-        return [self._within(image, decoder(code, self.factors(under, -1.0))) for under in factors]
+        return [self._within(image, decoder(code, self._style(under, -1.0))) for under in factors]
+
+    def _style(self, factors: Tensor, direction: float) -> Tensor:
+        return self.factors(self._seen(factors), direction)
+
+    def _seen(self, factors: Tensor) -> Tensor:
+        """The factors as the network sees them: hashed bits, and the attributes as they are."""
+        bits = self.key_spec.length
+        return torch.cat([hashed(factors, bits), factors[:, bits:]], 1) if self.avalanche else factors
 
     def _within(self, image: Tensor, made: Tensor) -> Tensor:
         """``made`` inside the window, the picture at hand around it."""
@@ -288,7 +308,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         )
         judged = [self.discriminator(x) for x in legs.faked()]
         own = face.attributes[:, : self.attributes]
-        bits = factors[:, : self.key_spec.length]
+        bits = self._seen(factors)[:, : self.key_spec.length]
         ramp = min(1.0, self.global_step / max(1, self.information_warmup))
         likely = losses.gaussian_log_likelihood(original, *self.recovered_head(recovered)).mean()
         hidden = losses.club(anonymized, *self.hidden_head(original))

@@ -5,6 +5,8 @@ Sizes are OURS (methods: the paper gives none). A picture of 128 px at width 64 
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -73,6 +75,15 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
+
+
+def hashed(factors: Float[Tensor, "batch length"], bits: int) -> Float[Tensor, "batch bits"]:
+    """Bits of SHAKE-256 over the signs of factors, in {−1, +1}: one sign changed changes half of them (ours)."""
+    rows = []
+    for signs in (factors > 0).tolist():
+        digest = hashlib.shake_256(bytes(signs)).digest((bits + 7) // 8)
+        rows.append([1.0 if digest[i // 8] >> i % 8 & 1 else -1.0 for i in range(bits)])
+    return factors.new_tensor(rows).reshape(-1, bits)
 
 
 class Factors(nn.Module):
