@@ -35,6 +35,7 @@ from lightning_modules.sdn.networks import (
     PasswordHead,
     hashed,
     oval,
+    stages,
 )
 from lightning_modules.sdn.sefa import style_directions
 
@@ -141,7 +142,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         self.jpeg, self.wrong_factors, self.near_misses = jpeg, wrong_factors, near_misses
         self.avalanche, self.pursuit, self.classifier_only = avalanche, pursuit, classifier_only
         self.register_buffer("window", oval(size) if window else torch.ones(size, size), persistent=False)
-        self.encoder, self.decoder = Encoder(width), Decoder(width)
+        self.encoder, self.decoder = Encoder(width, stages(size)), Decoder(width, stages(size))
         self.factors = Factors(key_bits + attributes)
         self.password_head = PasswordHead(width, key_bits)
         self.discriminator = PatchDiscriminator(width, attributes)
@@ -149,7 +150,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         self.centres = nn.Parameter(torch.randn(identities, 256) * 0.05)
         self.recovered_head, self.hidden_head = GaussianHead(), GaussianHead()
         # last, so that the others start alike with and without it
-        self.opener = None if dual else nn.ModuleList([Encoder(width), Decoder(width)])
+        self.opener = None if dual else nn.ModuleList([Encoder(width, stages(size)), Decoder(width, stages(size))])
 
     # -- the two verbs ------------------------------------------------------------------------------------------
 

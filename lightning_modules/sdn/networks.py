@@ -12,8 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-STAGES = 3  # stride-2 stages: the spatial code is an eighth of the picture
+CODE = 16  # pixels of the side of the spatial code, whatever the size of the picture
 STYLE = 256
+
+
+def stages(size: int) -> int:
+    """Stride-2 stages from pictures of ``size`` pixels to the spatial code: 2, 3 and 4 for 64, 128 and 256."""
+    return (size // CODE).bit_length() - 1
 
 
 # Oval of an aligned crop that holds the face: centre and half axes (x, y) in shares of the side, and its soft edge.
@@ -33,23 +38,23 @@ def oval(side: int) -> Float[Tensor, "side side"]:
 
 
 class Encoder(nn.Module):
-    """Picture ``(B, 3, H, W)`` → spatial code ``(B, 8·width, H/8, W/8)``: a vector would lose the picture.
+    """Picture ``(B, 3, H, W)`` → spatial code ``(B, 2ˢ·width, H/2ˢ, W/2ˢ)`` after s stages: a vector would lose it.
 
     Norms stand in the residual branches alone: behind the stem they would take contrast and colour from the code, and
     no recovery could give them back.
     """
 
-    def __init__(self, width: int, blocks: int = 2) -> None:
+    def __init__(self, width: int, stages: int = 3, blocks: int = 2) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, width, 7, padding=3), nn.LeakyReLU(0.2)]
-        for stage in range(STAGES):
+        for stage in range(stages):
             inner = width << stage
             layers += [nn.Conv2d(inner, 2 * inner, 4, 2, 1), nn.LeakyReLU(0.2)]
-        layers += [_Residual(width << STAGES) for _ in range(blocks)]
+        layers += [_Residual(width << stages) for _ in range(blocks)]
         self.layers = nn.Sequential(*layers)
         self.apply(_keep_variance)
 
-    def forward(self, image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch code h8 w8"]:
+    def forward(self, image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch code side side"]:
         """Encode pictures in [-1, 1]."""
         return self.layers(image)
 
@@ -138,20 +143,20 @@ class Decoder(nn.Module):
     passes.
     """
 
-    def __init__(self, width: int, blocks: int = 6) -> None:
+    def __init__(self, width: int, stages: int = 3, blocks: int = 6) -> None:
         super().__init__()
-        channels = width << STAGES
+        channels = width << stages
         self.inject = nn.Conv2d(channels + STYLE, channels, 1)
         self.blocks = nn.ModuleList(_StyledResidual(channels) for _ in range(blocks))
         self.ups = nn.ModuleList(
-            nn.Conv2d(width << stage, width << (stage - 1), 3, padding=1) for stage in range(STAGES, 0, -1)
+            nn.Conv2d(width << stage, width << (stage - 1), 3, padding=1) for stage in range(stages, 0, -1)
         )
-        self.scales = nn.ModuleList(nn.Linear(STYLE, width << (stage - 1)) for stage in range(STAGES, 0, -1))
+        self.scales = nn.ModuleList(nn.Linear(STYLE, width << (stage - 1)) for stage in range(stages, 0, -1))
         self.apply(_keep_variance)
         self.out = nn.Conv2d(width, 3, 7, padding=3)
 
     def forward(
-        self, code: Float[Tensor, "batch code h8 w8"], style: Float[Tensor, "batch style"]
+        self, code: Float[Tensor, "batch code side side"], style: Float[Tensor, "batch style"]
     ) -> Float[Tensor, "batch 3 h w"]:
         """Decode under a style, which is tiled into the code and modulates every layer."""
         tiled = style[:, :, None, None].expand(-1, -1, *code.shape[2:])
