@@ -130,14 +130,17 @@ def test_one_wrong_bit_or_attribute_is_as_wrong_as_a_strange_password():
     assert torch.equal(small(attributes=2)._seen(factors[:, :10])[:, 8:], factors[:, 8:10])
 
 
-def test_the_first_stage_trains_the_classifier_alone(quick_trainer):
-    method = small(classifier_only=True, learning_rate=1e-2)
+@pytest.mark.parametrize(
+    ("first", "trained"),
+    [("classifier", ("classifier.", "centres")), ("autoencoder", ("encoder.", "decoder.", "factors."))],
+)
+def test_a_first_stage_trains_its_networks_alone(quick_trainer, first, trained):
+    method = small(attributes=2, first=first, learning_rate=1e-2)
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
-    trainer = quick_trainer(2)
-    trainer.fit(method, NoiseFaces())
-    wanted = {name for name in before if name.startswith("classifier.")} | {"centres"}
-    assert moved(before, method) == wanted
-    assert trainer.global_step == 2
+    trainer = quick_trainer(3)
+    trainer.fit(method, NoiseFaces())  # which has no attributes
+    assert moved(before, method) == {name for name in before if name.startswith(trained)}
+    assert trainer.global_step == 3
 
 
 def test_the_classifier_searches_for_the_original_person_in_what_was_made_of_them():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -97,7 +97,8 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         window: Change the face alone, within an oval of the aligned crop: what lies around it stays as it is.
         pursuit: Weight of the classifier's search for the original person in anonymized and wrongly opened faces. At
             0 it learns from real faces alone, and changes that nobody sees can mislead it.
-        classifier_only: Train the classifier alone: a first stage, from scratch on the same faces.
+        first: A first stage, from scratch on the same faces: ``classifier`` trains it alone, ``autoencoder`` encoder and
+            decoder, to give pictures back under any factors; ``None``: all together.
         accumulate: Batches whose gradients add up to one training step.
         clip: Largest norm of each optimizer's gradients.
         seed: Where training keys come from.
@@ -125,7 +126,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         avalanche: bool = True,
         window: bool = True,
         pursuit: float = 0.5,
-        classifier_only: bool = False,
+        first: Literal["classifier", "autoencoder"] | None = None,
         accumulate: int = 1,
         clip: float | None = 10.0,
         seed: int = 0,
@@ -140,7 +141,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         self.key_spec = KeySpec("bits", key_bits)
         self.attributes, self.identities, self.information_warmup = attributes, identities, information_warmup
         self.jpeg, self.wrong_factors, self.near_misses = jpeg, wrong_factors, near_misses
-        self.avalanche, self.pursuit, self.classifier_only = avalanche, pursuit, classifier_only
+        self.avalanche, self.pursuit, self.first = avalanche, pursuit, first
         self.register_buffer("window", oval(size) if window else torch.ones(size, size), persistent=False)
         self.encoder, self.decoder = Encoder(width, stages(size)), Decoder(width, stages(size))
         self.factors = Factors(key_bits + attributes)
@@ -223,11 +224,15 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         """One training step: classifier, estimators, discriminator, then the generator, whose step counts."""
         face = self.fit_size(batch)
         generator, discriminator, classifier, estimators = self.optimizers()
-        if self.classifier_only:
-            with self.turn_of(classifier):
-                loss = self._classifier_loss(face)
-                self.descend(loss, classifier, batch_idx, counts=True)
-            self.log("train/classifier", loss.detach())
+        if self.first:
+            optimizer, loss_of = {
+                "classifier": (classifier, self._classifier_loss),
+                "autoencoder": (generator, self._autoencoder_loss),
+            }[self.first]
+            with self.turn_of(optimizer):
+                loss = loss_of(face)
+                self.descend(loss, optimizer, batch_idx, counts=True)
+            self.log(f"train/{self.first}", loss.detach())
             return
         factors, other, wrong, asked = self._draw_factors(face)
 
@@ -270,6 +275,16 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
             wrong=wrong[0] if wrong else None,
             again=self._hide(recovered, self.encoder(recovered), factors) if self.weights.cycle else anonymized,
         )
+
+    def _autoencoder_loss(self, face: FaceBatch) -> Tensor:
+        """Both directions in turn give the picture back, under random factors."""
+        spec = KeySpec("bits", self.key_spec.length + self.attributes)
+        factors = self.training_keys(spec, face.sample, 0)
+        hides = self.global_step % 2 == 0
+        made = (
+            self._hide(face.image, self.encoder(face.image), factors) if hides else self._open(face.image, factors)[0]
+        )
+        return F.l1_loss(made, face.image) + 0.1 * ms_ssim_loss(made, face.image)
 
     def _classifier_loss(self, face: FaceBatch, legs: Legs | None = None) -> Tensor:
         """Who is who among real faces, and who was who among anonymized and wrongly opened ones."""
