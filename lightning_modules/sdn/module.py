@@ -97,8 +97,8 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         window: Change the face alone, within an oval of the aligned crop: what lies around it stays as it is.
         pursuit: Weight of the classifier's search for the original person in anonymized and wrongly opened faces. At
             0 it learns from real faces alone, and changes that nobody sees can mislead it.
-        first: A first stage, from scratch on the same faces: ``classifier`` trains it alone, ``autoencoder`` encoder and
-            decoder, to give pictures back under any factors; ``None``: all together.
+        first: A first stage, from scratch on the same faces: ``classifier`` trains it alone, ``autoencoder`` trains
+            encoder and decoder to give pictures back under any factors; ``None``: all together.
         accumulate: Batches whose gradients add up to one training step.
         clip: Largest norm of each optimizer's gradients.
         seed: Where training keys come from.
