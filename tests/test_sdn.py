@@ -305,6 +305,15 @@ def test_a_triplet_in_order_costs_nothing():
     assert losses.triplet(anchor, -anchor, anchor) > 2
 
 
+def test_distance_counts_right_angles_and_has_a_slope_where_faces_are_alike():
+    a = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]), dim=1)
+    b = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]])
+    torch.testing.assert_close(losses.distance(a, b), torch.tensor([0.0, 1.0, 2.0, 0.5]), atol=4e-3, rtol=0)
+    turned = torch.tensor(0.05, requires_grad=True)
+    losses.distance(a[:1], torch.stack([turned.cos(), turned.sin()])[None]).sum().backward()
+    torch.testing.assert_close(turned.grad, torch.tensor(2 / math.pi), atol=1e-3, rtol=0)  # the cosine's is 0.05
+
+
 def test_no_pretrained_network_is_in_it():
     from lightning_modules.networks.frozen import Frozen
 

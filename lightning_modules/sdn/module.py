@@ -369,5 +369,5 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
 
 
 def _far(a: Tensor, b: Tensor) -> Tensor:
-    """``mean(max(0, cos))``: two people have nothing in common, but need not be opposites."""
+    """``mean(max(0, 1 − d))``: two people have nothing in common, but need not be opposites."""
     return (1 - losses.distance(a, b)).clamp(min=0).mean()
