@@ -29,7 +29,11 @@ SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 PHOTOS = {*SUFFIXES, ".heic", ".heif", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm", ".jpe", ".jfif", ".avif"}
 
+SIDECAR = ".keyveil"  # what a record's own file is called after its picture
+
 SEGMENT = 65_000  # bytes that a comment of a JPEG may hold, a little below the format's 65,533
+
+_MANIFEST = r"manifest(\.\d+)?\.jsonl"
 
 # Date, camera and exposure; no place, no thumbnail, no serial number, no name of an owner but in the copyright.
 _SAFE = {ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.DateTime, ExifTags.Base.Copyright}
@@ -127,7 +131,7 @@ def find_photos(paths: Iterable[str | Path], out: str | Path) -> tuple[list[Foun
             for name in sorted(names):
                 if Path(name).suffix.lower() in PHOTOS and not name.startswith("."):
                     add(Path(top, name), Path(top, name).relative_to(path).as_posix())
-                elif not name.startswith("."):
+                elif not (name.startswith(".") or name.endswith(SIDECAR) or re.fullmatch(_MANIFEST, name)):
                     others += 1
     if not found:
         raise FileNotFoundError(f"there is no picture in {', '.join(map(str, paths))} ({others} other files)")
@@ -245,6 +249,15 @@ def read_text(image: Image.Image) -> str | None:
     return raw[8:].decode("utf-8", "replace") if raw.startswith(b"keyveil ") else None
 
 
+def peek(path: str | Path) -> str | None:
+    """The record in a file, without reading its pixels; ``None`` where there is none, or no picture."""
+    with suppress(Exception), warnings.catch_warnings():  # what is damaged is told when it is read whole
+        warnings.simplefilter("ignore")
+        with Image.open(path) as image:
+            return read_text(image)
+    return None
+
+
 def encode_photo(photo: Photo, pixels: UInt8[ndarray, "h w 3"], record: str | None = None) -> tuple[bytes, bool]:
     """The file of a picture with other pixels: its opacity, profile and kept EXIF, and nothing else of the input.
 
@@ -288,7 +301,7 @@ def encode_photo(photo: Photo, pixels: UInt8[ndarray, "h w 3"], record: str | No
 
 def sidecar(path: str | Path) -> Path:
     """The file beside a picture that holds its record."""
-    return Path(f"{path}.keyveil")
+    return Path(f"{path}{SIDECAR}")
 
 
 def clear_parts(folder: Path) -> None:
