@@ -314,7 +314,9 @@ def _predict(
         return
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it tells of devices and tips
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(infer the batch indices|num_workers|IterableDataset|GPU available)")
+        warnings.filterwarnings(
+            "ignore", message=".*(infer the batch indices|num_workers|IterableDataset|GPU available)"
+        )
         L.Trainer(
             accelerator=accelerator,
             devices=devices,
