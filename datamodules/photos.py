@@ -77,7 +77,9 @@ class OpenPhoto:
 
 @runtime_checkable
 class Job(Protocol):
-    """Who decides what is done with each picture, and is told of it."""
+    """Who decides what is done with each picture, and is told of it; ``failures`` counts those that could not be."""
+
+    failures: int
 
     def wanted(self, found: Found, digest: str) -> bool:
         """Whether this picture, by the SHA-256 of its file, is still to be done."""

@@ -143,12 +143,16 @@ class PhotoJob:
             return True
         return sidecar(path).exists() or peek(path) is not None
 
-    def close(self) -> int:
-        """End the manifest, say what was done; 1 if a picture failed."""
+    @property
+    def failures(self) -> int:
+        """Pictures that could not be done."""
+        return self.counts["failed"]
+
+    def close(self) -> None:
+        """End the manifest, and say what was done."""
         self.manifest.add({"pictures": sum(self.counts.values()), "counts": dict(self.counts)})
         told = ", ".join(f"{count} {status}" for status, count in self.counts.items())
         self.bar.console.print(f"{told}; see {self.manifest.path}", markup=False, highlight=False, soft_wrap=True)
-        return int(self.counts["failed"] > 0)
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,7 @@ def anonymize(
         gate = Gate()
         job = Anonymizing(folder, manifest, bar, hiding, secret, default_detector(), gate.threshold)
         step = PhotoStep(network, "anonymize", job.key_of)
-        _predict(job, found, step, PasteBack(gate), batch_size, accelerator, devices, keep_metadata)
-        return job.close()
+        return _predict(job, found, step, PasteBack(gate), batch_size, accelerator, devices, keep_metadata)
 
 
 def recover(
@@ -158,8 +157,7 @@ def recover(
     with _Folder(folder) as manifest, _progress(len(found), "recovering") as bar:
         job = Recovering(folder, manifest, bar, network, name, secret)
         step = None if network is None else PhotoStep(network, "recover", job.key_of)
-        _predict(job, found, step, PasteBack(), batch_size, accelerator, devices, keep_metadata)
-        return job.close()
+        return _predict(job, found, step, PasteBack(), batch_size, accelerator, devices, keep_metadata)
 
 
 def inspect(path: str) -> int:
@@ -304,14 +302,18 @@ def _predict(
     accelerator: str,
     devices: int | str,
     keep_metadata: bool,
-) -> None:
-    """One pass over the pictures under Lightning; without a method, none of them has a face for a network."""
+) -> int:
+    """One pass over the pictures under Lightning, the manifest's last line, and 1 if a picture could not be done.
+
+    Without a method, none of the pictures has a face for a network.
+    """
     photos = Photos(found, job, step.method.size if step else 1, batch_size, keep_metadata)
     job.photos = photos
     if step is None:
         for _ in photos.predict_dataloader():
             raise AssertionError("a face without a method")
-        return
+        job.close()
+        return int(job.failures > 0)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it tells of devices and tips
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -327,3 +329,5 @@ def _predict(
             enable_model_summary=False,
             inference_mode=False,  # refinement takes gradients
         ).predict(step, datamodule=photos, return_predictions=False)
+    job.close()
+    return int(paste.failures > 0)

@@ -16,6 +16,7 @@ from platformdirs import user_config_path
 from datamodules.files import write_whole
 
 NAME = "manifest.jsonl"
+PATTERN = "manifest*.jsonl"  # of several processes each has its own
 _LONGEST = 1 << 20  # characters of a line
 
 
@@ -65,13 +66,14 @@ class Manifest:
         self.path, self.key = Path(path), key
         self._previous = ""
         self.entries: dict[str, dict[str, Any]] = {}
-        """The last entry of each picture, by its name in the input."""
+        """The last entry of each picture, by its name in the input; those of other processes' manifests too."""
+        for other in set(self.path.parent.glob(PATTERN)) - {self.path}:
+            whole = other.read_bytes()
+            self._remember(check_lines(whole[: whole.rfind(b"\n") + 1], signer(key)))
         if self.path.is_file():
             whole = self.path.read_bytes()
             kept = whole[: whole.rfind(b"\n") + 1]
-            for entry in check_lines(kept, signer(key)):
-                if "picture" in entry:
-                    self.entries[entry["picture"]] = entry
+            self._remember(check_lines(kept, signer(key)))
             if kept != whole:
                 write_whole(self.path, kept)
             if kept:
@@ -92,8 +94,10 @@ class Manifest:
             file.flush()
             os.fsync(file.fileno())
         self._previous = _digest(line)
-        if "picture" in entry:
-            self.entries[entry["picture"]] = entry
+        self._remember([entry])
+
+    def _remember(self, entries: list[dict[str, Any]]) -> None:
+        self.entries.update({entry["picture"]: entry for entry in entries if "picture" in entry})
 
 
 def check_lines(whole: bytes, expected: str) -> list[dict[str, Any]]:
@@ -142,10 +146,11 @@ def check_folder(folder: Path, expected: str) -> list[str]:
         OSError: There is no manifest, or it cannot be read.
         ValueError: As :func:`check_lines`.
     """
-    manifests = sorted(folder.glob("manifest*.jsonl"))
+    manifests = sorted(folder.glob(PATTERN))
     if not manifests:
         raise FileNotFoundError(f"there is no {NAME} in {folder}")
     wrong: list[str] = []
+    known: dict[str, set[str]] = {}
     for manifest in manifests:
         entries = check_lines(manifest.read_bytes(), expected)
         if not entries or "pictures" not in entries[-1]:
@@ -153,11 +158,12 @@ def check_folder(folder: Path, expected: str) -> list[str]:
         latest = {entry["picture"]: entry for entry in entries if "picture" in entry}
         for entry in latest.values():
             for name, digest in entry.get("files", {}).items():
-                path = folder / name
-                if not path.is_file():
-                    wrong.append(f"{name}: it is missing")
-                elif hash_file(path) != digest:
-                    wrong.append(f"{name}: it was altered")
+                known.setdefault(name, set()).add(digest)
+    for name, digests in sorted(known.items()):
+        if not (folder / name).is_file():
+            wrong.append(f"{name}: it is missing")
+        elif hash_file(folder / name) not in digests:
+            wrong.append(f"{name}: it was altered")
     return wrong
 
 

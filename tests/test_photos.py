@@ -4,16 +4,20 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from orl_faces import need
 from PIL import Image
 from toy_photos import ToyDetector, ToyJudge, picture
 
 import experiments.photos
+from datamodules.detection import default_detector
 from datamodules.photo_files import Found, encode_photo, read_photo
+from datamodules.photos import find_faces
 from experiments.cli import main
 from lightning_modules.callbacks.paste_back import Gate, put_back
 from lightning_modules.keys import Cost, Record
@@ -275,6 +279,15 @@ def test_a_picture_without_a_face_is_not_passed_on_unless_asked(choice, code, wr
         assert open_("safe", method="toy.yaml") == 0
 
 
+def test_small_faces_of_a_large_picture_are_found_once():
+    need("centerface")
+    group = Image.open(Path(__file__).parent.parent / "docs/results/photos/group.jpg")
+    for scale, canvas in ((1.0, group.size), (0.4, (2400, 1800)), (4.0, (4000, 1680))):
+        large = Image.new("RGB", canvas, (120, 130, 110))
+        large.paste(group.resize([round(side * scale) for side in group.size]), (0, 0))
+        assert len(find_faces(np.asarray(large), default_detector())) == 5, scale
+
+
 def test_only_the_largest_face_is_changed_if_asked():
     save("a.png", faces=3)
     assert hide("a.png", faces="largest") == 0
@@ -327,6 +340,34 @@ def test_a_second_run_goes_on_where_the_first_was_stopped(monkeypatch, capsys):
     assert main(["verify", "safe"]) == 0
     assert hide("in") == 0
     assert entries()[-1] == {"pictures": 4, "counts": {"done before": 4}}
+
+
+def test_a_killed_run_goes_on():
+    for seed in range(3):
+        save(f"in/{seed}.png", seed=seed)
+    room = Path(__file__).parent
+    code = f"""
+import os, sys
+sys.path[:0] = [{str(room)!r}, {str(room.parent)!r}]
+import experiments.photo_jobs, experiments.photos
+from toy_photos import ToyDetector, ToyJudge
+from experiments.cli import main
+from lightning_modules.callbacks.paste_back import Gate
+from lightning_modules.keys import Cost
+experiments.photos.default_detector = ToyDetector
+experiments.photos.Gate = lambda: Gate(ToyJudge(), 0.9)
+experiments.photo_jobs.Cost = lambda: Cost(1, 64, 1)
+replace = os.replace
+os.replace = lambda a, b: os.kill(os.getpid(), 9) if str(b).endswith("1.png") else replace(a, b)
+main(["anonymize", "in", "--out", "safe", "--method", "toy.yaml", "--accelerator=cpu"])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -9
+    assert files("safe") == ["0.png", "manifest.jsonl"]
+    assert list(Path("safe").glob(".1.png.*.part"))
+    assert hide("in") == 0
+    assert entries()[-1] == {"pictures": 3, "counts": {"done before": 1, "anonymized": 2}}
+    assert not list(Path("safe").glob(".*.part"))
+    assert main(["verify", "safe"]) == 0
 
 
 def test_another_secret_or_other_options_are_not_taken_for_done(monkeypatch):

@@ -138,11 +138,15 @@ class PasteBack(BasePredictionWriter):
 
     Args:
         gate: The check; ``None`` for recovery.
+
+    Attributes:
+        failures: At the end, how many pictures could not be done.
     """
 
     def __init__(self, gate: Gate | None = None) -> None:
         super().__init__("batch")
         self.gate = gate
+        self.failures = 0
 
     def write_on_batch_end(
         self,
@@ -207,3 +211,8 @@ class PasteBack(BasePredictionWriter):
 
     def on_predict_epoch_end(self, *args: Any) -> None:
         """Nothing: the pictures are handed on already."""
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count the pictures that could not be done, of all processes."""
+        own = torch.tensor(float(trainer.datamodule.job.failures), device=pl_module.device)
+        self.failures = int(trainer.strategy.reduce(own, reduce_op="sum"))
