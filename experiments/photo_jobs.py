@@ -120,8 +120,11 @@ class PhotoJob:
         name = photo.output
         path, beside = self.out / name, sidecar(self.out / name)
         try:
-            if name in self._written or (path.exists() and not self._ours(path, name)):
-                raise ValueError(f"there is a file {path} already, and it is another picture's")
+            before = self.manifest.entries.get(photo.found.name, {})
+            if name in self._written or (path.exists() and before.get("input") != photo.digest):
+                raise ValueError(
+                    f"there is a file {path} already, and it was not made of this picture; remove it first"
+                )
             data, fits = encode_photo(photo, pixels, record if where != "sidecar" else None)
             files = {name: data}
             if record is not None and (where != "picture" or not fits):
@@ -137,11 +140,6 @@ class PhotoJob:
             return
         self._written.add(name)
         self._count(status)
-
-    def _ours(self, path: Path, name: str) -> bool:
-        if any(name in entry.get("files", {}) for entry in self.manifest.entries.values()):
-            return True
-        return sidecar(path).exists() or peek(path) is not None
 
     @property
     def failures(self) -> int:

@@ -72,7 +72,8 @@ def anonymize(
     """Anonymize pictures: `keyveil anonymize holiday/ --out safe/`. The secret is asked for, or KEYVEIL_SECRET.
 
     Folders are searched through and mirrored. Each face is replaced, checked against its original by a recogniser, and
-    a picture in which one is still known is not written. A second run goes on where the first was stopped.
+    a picture in which one is still known is not written. A second run goes on where the first was stopped; in decoy
+    mode it cannot tell whether the secret is still the same, so pictures that are done stay as they are.
 
     Args:
         paths: Pictures and folders, as plain words.
@@ -167,13 +168,7 @@ def inspect(path: str) -> int:
         path: The picture, or the record beside it (NAME.keyveil).
     """
     file = Path(path)
-    if file.suffix == ".keyveil":
-        try:
-            record = Record.from_json(file.read_bytes())
-        except UnicodeDecodeError:
-            raise ValueError(f"{path} holds no record") from None
-    else:
-        record = read_record(_read(file))
+    record = Record.from_json(file.read_bytes()) if file.suffix == ".keyveil" else read_record(_read(file))
     told = {
         "method": record.header.method,
         "weights": record.header.weights,

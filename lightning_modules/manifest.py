@@ -66,7 +66,7 @@ class Manifest:
         self.path, self.key = Path(path), key
         self._previous = ""
         self.entries: dict[str, dict[str, Any]] = {}
-        """The last entry of each picture, by its name in the input; those of other processes' manifests too."""
+        """What was last written of each picture, by its name in the input; by other processes too."""
         for other in set(self.path.parent.glob(PATTERN)) - {self.path}:
             whole = other.read_bytes()
             self._remember(check_lines(whole[: whole.rfind(b"\n") + 1], signer(key)))
@@ -97,7 +97,7 @@ class Manifest:
         self._remember([entry])
 
     def _remember(self, entries: list[dict[str, Any]]) -> None:
-        self.entries.update({entry["picture"]: entry for entry in entries if "picture" in entry})
+        self.entries.update({entry["picture"]: entry for entry in entries if entry.get("files")})
 
 
 def check_lines(whole: bytes, expected: str) -> list[dict[str, Any]]:
@@ -151,17 +151,28 @@ def check_folder(folder: Path, expected: str) -> list[str]:
         raise FileNotFoundError(f"there is no {NAME} in {folder}")
     wrong: list[str] = []
     known: dict[str, set[str]] = {}
+    needed: set[str] = set()
     for manifest in manifests:
         entries = check_lines(manifest.read_bytes(), expected)
         if not entries or "pictures" not in entries[-1]:
             wrong.append(f"{manifest.name}: its last run was not finished, so lines may be missing at its end")
+        written: dict[str, dict[str, set[str]]] = {}
+        for entry in entries:
+            files = entry.get("files", {})
+            if files:
+                older = written.get(entry["picture"], {})
+                written[entry["picture"]] = {name: {digest} | older.get(name, set()) for name, digest in files.items()}
+                needed.update(files)
+            elif entry.get("status") == "failed":  # what was written before may be there still, or not
+                needed.difference_update(written.get(entry["picture"], {}))
         latest = {entry["picture"]: entry for entry in entries if "picture" in entry}
-        for entry in latest.values():
-            for name, digest in entry.get("files", {}).items():
-                known.setdefault(name, set()).add(digest)
+        for picture, files in written.items():
+            for name, digests in files.items():
+                last = latest[picture].get("files", {}).get(name)
+                known.setdefault(name, set()).update({last} if last else digests)
     for name, digests in sorted(known.items()):
         if not (folder / name).is_file():
-            wrong.append(f"{name}: it is missing")
+            wrong += [f"{name}: it is missing"] if name in needed else []
         elif hash_file(folder / name) not in digests:
             wrong.append(f"{name}: it was altered")
     return wrong

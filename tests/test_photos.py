@@ -384,8 +384,32 @@ def test_what_keyveil_did_not_write_is_not_overwritten(capsys):
     save("in/a.png")
     other = save("safe/a.png", seed=9).read_bytes()
     assert hide("in") == 1
-    assert "another picture's" in capsys.readouterr().err
+    assert "not made of this picture" in capsys.readouterr().err
     assert Path("safe/a.png").read_bytes() == other
+
+
+def test_two_pictures_of_one_name_do_not_replace_each_other(capsys):
+    save("in/a.png")
+    save("other/a.png", seed=1)
+    assert hide("in") == 0
+    first = Path("safe/a.png").read_bytes()
+    assert hide("other") == 1
+    assert Path("safe/a.png").read_bytes() == first
+    assert hide("in", seal="original") == 0  # the same picture may be done anew
+    Image.fromarray(picture(1)).save("in/x.gif")
+    save("in/x.gif.png", seed=3)
+    assert hide("in", out="both") == 1
+    assert files("both") == ["a.png", "manifest.jsonl", "x.gif.png"]
+
+
+def test_a_name_is_only_a_name():
+    names = ["a, [b] {c}: 'd'.png", 'quote".png', "-dash.png", "null.png", "1e3.png", "$HOME ${x}.png", "x\n\ty.png"]
+    for name in names:
+        save(f"in/{name}")
+    os.chdir("in")
+    assert main(["anonymize", *names[:2], *names[3:], "--out", "../safe", "--method=../toy.yaml", "--", names[2]]) == 0
+    os.chdir("..")
+    assert files("safe") == sorted([*names, "manifest.jsonl"])
 
 
 def test_an_anonymized_picture_is_not_anonymized_again(capsys):
@@ -417,6 +441,13 @@ def test_a_full_disk_leaves_nothing_half_written(monkeypatch, capsys):
     assert files("safe") == ["b.png", "manifest.jsonl"]
     assert not list(Path("safe").glob(".*.part"))
     assert "in/a.png: No space left" in capsys.readouterr().err
+    assert main(["verify", "safe"]) == 0
+    monkeypatch.setattr(os, "replace", replace)
+    assert hide("in") == 0
+    assert entries()[-1]["counts"] == {"anonymized": 1, "done before": 1}
+    monkeypatch.setattr(os, "replace", full)
+    assert hide("in", seal="original") == 1  # the older one stays
+    assert main(["verify", "safe"]) == 0
 
 
 def test_a_place_that_cannot_be_written_is_told_at_once(capsys):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,6 +84,17 @@ def test_a_seal_opens_with_its_secret_its_face_and_its_record_only():
     ]:
         with pytest.raises(ValueError, match="does not open"):
             unseal(master, nonce, text, bound)
+
+
+def test_ten_thousand_tampered_or_wrongly_keyed_openings_fail():
+    record, random = sealed(), np.random.default_rng(0)
+    face, bound = record.faces[0], record.bound()
+    for number in range(5000):
+        bent = bytearray(face.seal)
+        bent[random.integers(len(bent))] ^= 1 << random.integers(8)
+        for master, text in ((MASTER, bytes(bent)), (MasterKey.from_seed(number + 1), face.seal)):
+            with pytest.raises(ValueError, match="does not open"):
+                unseal(master, face.nonce, text, bound)
 
 
 JSON = st.recursive(
