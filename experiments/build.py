@@ -76,8 +76,10 @@ def method_spec(entry: dict[str, Any]) -> dict[str, Any]:
 
 def configuration(name: str) -> Path:
     """A configuration file, or the one that came with the package, where ``configs/…`` is not here."""
-    packaged = Path(__file__).resolve().parent / name
-    return packaged if packaged.is_file() and not Path(name).is_file() else Path(name)
+    if Path(name).is_file():
+        return Path(name)
+    here = Path(__file__).resolve().parent
+    return next((folder / name for folder in (here, here.parent) if (folder / name).is_file()), Path(name))
 
 
 def load_method(spec: dict[str, Any]) -> tuple[ReversibleAnonymizer, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import sys
 import warnings
@@ -15,7 +16,7 @@ _NOISE = (
     "|exists and is not empty|dataloader is not resumable)"
 )
 
-SWITCHES = ("--dry_run", "--fresh", "--offline")
+SWITCHES = ("--dry_run", "--fresh", "--offline", "--keep_metadata")
 TRAINING = ("fit", "validate", "test", "predict")
 
 
@@ -84,6 +85,7 @@ def verbs() -> dict[str, Any]:
         grids,
         judges,
         limits,
+        photos,
         recipe,
         sweep,
         weights,
@@ -94,6 +96,10 @@ def verbs() -> dict[str, Any]:
         "validate": validate,
         "test": test,
         "predict": predict,
+        "anonymize": photos.anonymize,
+        "recover": photos.recover,
+        "inspect": photos.inspect,
+        "verify": photos.verify,
         "recipe": recipe.recipe,
         "sweep": sweep.sweep,
         "compare": compare.compare,
@@ -182,6 +188,8 @@ def _run(arguments: list[str]) -> int:
         options = [word for word in arguments[2:] if word.startswith("-")]
         names = [word for word in arguments[2:] if not word.startswith("-")]
         arguments = [*arguments[:2], *options, *([f"--names=[{','.join(names)}]"] if names else [])]
+    if arguments[:1] in (["anonymize"], ["recover"]):
+        arguments = [arguments[0], *_gather_paths(arguments[1:])]
     from jsonargparse import auto_cli
 
     arguments = [*itertools.starmap(_switch, itertools.pairwise([*arguments, ""]))]
@@ -193,6 +201,35 @@ def _run(arguments: list[str]) -> int:
         exit_on_error=False,
     )
     return code if isinstance(code, int) else 0
+
+
+def _gather_paths(words: list[str]) -> list[str]:
+    """``A B --out DIR``: words that belong to no option are paths; ``-`` and ``_`` in an option's name are one.
+
+    Raises:
+        ValueError: A secret stands on the command line, where every process of the machine can read it.
+    """
+    options, paths = [], []
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        if word == "--":
+            paths += words
+            break
+        if not word.startswith("-"):
+            paths.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        name = name[:2] + name[2:].replace("-", "_")
+        if name in ("--secret", "--password", "--passphrase", "--key"):
+            raise ValueError(
+                "a secret is never given on the command line: use --secret_file, KEYVEIL_SECRET, or the prompt"
+            )
+        options.append(name + equals + value)
+        if not equals and name not in (*SWITCHES, "--help", "-h") and words:
+            options.append(words.pop(0))
+    # JSON, so that no name is taken apart or for anything but text
+    return [*options, *([f"--paths={json.dumps(paths, ensure_ascii=False)}"] if paths else [])]
 
 
 def _switch(word: str, following: str) -> str:

@@ -139,7 +139,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _fields(what: str, found: Any, needed: dict[str, type], optional: dict[str, type] | None = None) -> None:
-    words = {int: "a whole number", str: "text", dict: "an object"}
+    words = {int: "a whole number", str: "text", dict: "an object", list: "a list"}
     known = needed | (optional or {})
     if not isinstance(found, dict):
         raise ValueError(f"{what} must be one JSON object")

@@ -1,0 +1,221 @@
+"""Any pictures: their faces found and aligned, one :class:`~datamodules.batch.FaceBatch` a face with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import cv2
+import lightning as L
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+from torch.utils.data import DataLoader, IterableDataset
+
+from datamodules.alignment import similarity_transform, template, warp
+from datamodules.batch import FaceBatch, face_batch
+from datamodules.detection import Detection, Detector, main_face
+from datamodules.photo_files import Found, Photo, read_photo
+
+NEAR, FAR = 320, 1280  # sides to which a picture is brought for the search: for large faces, and for small ones too
+
+
+class Place(NamedTuple):
+    """Where a face of a picture is.
+
+    Attributes:
+        box: Left, top, right, bottom in pixels, ``(4,)``.
+        matrix: Map from picture pixels to crop pixels, ``(2, 3)`` float64.
+        attributes: -1 or +1 for each attribute that is a factor beside the key.
+    """
+
+    box: ndarray
+    matrix: ndarray
+    attributes: tuple[int, ...] = ()
+
+
+@dataclass
+class OpenPhoto:
+    """A picture while its faces are under way.
+
+    Attributes:
+        photo: The picture as it was read.
+        places: Its faces that are changed.
+        left: How many more faces were found and are left as they are.
+        crops: Each face's crop ``(S, S, 3)`` uint8, in the order of ``places``.
+        made: What the method made of each; ``None`` until it is there.
+        nonces: Each face's nonce; empty until one is drawn or read.
+        touched: Left, top, right, bottom of the pixels that each face's paste may change.
+        similarity: Of each face to its original, as the method made it and as it will be written.
+        notes: What its job keeps with it.
+    """
+
+    photo: Photo
+    places: list[Place]
+    left: int = 0
+    crops: list[ndarray] = field(default_factory=list)
+    made: list[ndarray | None] = field(default_factory=list)
+    nonces: list[bytes] = field(default_factory=list)
+    touched: list[tuple[int, int, int, int]] = field(default_factory=list)
+    similarity: list[tuple[float, float]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def row(self, index: int, sample: int) -> FaceBatch:
+        """One face as a method takes it, without a batch."""
+        place = self.places[index]
+        pixels = torch.from_numpy(self.crops[index].transpose(2, 0, 1).copy()).float() / 127.5 - 1
+        return face_batch(
+            pixels,
+            sample=torch.tensor(sample),
+            place=torch.from_numpy(place.matrix.astype(np.float32)),
+            attributes=torch.tensor(place.attributes, dtype=torch.float32),
+        )
+
+
+@runtime_checkable
+class Job(Protocol):
+    """Who decides what is done with each picture, and is told of it; ``failures`` counts those that could not be."""
+
+    failures: int
+
+    def wanted(self, found: Found, digest: str) -> bool:
+        """Whether this picture, by the SHA-256 of its file, is still to be done."""
+        ...
+
+    def look(self, photo: Photo) -> OpenPhoto:
+        """The faces of a picture that are to be changed.
+
+        Raises:
+            OSError: It cannot be done; told to :meth:`failed`.
+            ValueError: As above.
+        """
+        ...
+
+    def done(self, opened: OpenPhoto, pixels: UInt8[ndarray, "h w 3"]) -> None:
+        """All faces of a picture are done; it has these pixels now."""
+        ...
+
+    def failed(self, found: Found, digest: str, error: Exception) -> None:
+        """A picture could not be done."""
+        ...
+
+
+class Photos(L.LightningDataModule):
+    """The faces of pictures, one row each, in the order of the pictures.
+
+    Pictures are opened one after another as their faces are asked for, so memory does not grow with their number.
+    A picture without faces to change is done at once. Several processes share out the pictures.
+
+    Args:
+        found: The pictures.
+        job: Who decides and is told.
+        size: Pixels of the side of a crop.
+        batch_size: Faces a batch.
+        keep_metadata: Whether the safe part of EXIF is kept.
+    """
+
+    def __init__(
+        self, found: Sequence[Found], job: Job, size: int, batch_size: int = 4, keep_metadata: bool = False
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.found, self.job, self.size = found, job, size
+        self.batch_size, self.keep_metadata = batch_size, keep_metadata
+        self.open: dict[int, tuple[OpenPhoto, int]] = {}
+        """Faces under way by their running number: the picture, and the face's number in it."""
+
+    def predict_dataloader(self) -> DataLoader:
+        """Faces in this very process: whoever pastes them back needs the pictures that they came from."""
+        return DataLoader(_Faces(self), batch_size=self.batch_size, num_workers=0)
+
+
+class _Faces(IterableDataset):
+    """The rows of :class:`Photos`."""
+
+    def __init__(self, photos: Photos) -> None:
+        self.photos = photos
+
+    def __iter__(self) -> Iterator[FaceBatch]:
+        photos, sample = self.photos, 0
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
+        for found in photos.found[rank::world]:
+            opened = _open(found, photos)
+            if opened is None:
+                continue
+            for index in range(len(opened.places)):
+                photos.open[sample] = (opened, index)
+                yield opened.row(index, sample)
+                sample += 1
+
+
+def _open(found: Found, photos: Photos) -> OpenPhoto | None:
+    """A picture with faces to change; ``None`` where it is done already, or at once."""
+    job, digest = photos.job, ""
+    try:
+        data = found.path.read_bytes()
+        digest = sha256(data).hexdigest()
+        if not job.wanted(found, digest):
+            return None
+        photo = read_photo(found, photos.keep_metadata, data)
+        opened = job.look(photo)
+        opened.crops = [warp(photo.pixels, place.matrix, photos.size) for place in opened.places]
+    except (OSError, ValueError) as error:
+        job.failed(found, digest, error)
+        return None
+    if not opened.places:
+        job.done(opened, photo.pixels)
+        return None
+    opened.made = [None] * len(opened.places)
+    opened.nonces = opened.nonces or [b""] * len(opened.places)
+    return opened
+
+
+def find_faces(picture: UInt8[ndarray, "h w 3"], detector: Detector) -> list[Detection]:
+    """All faces of a picture of any size, the most certain first.
+
+    A picture is searched as a whole, and large ones also at a size at which small faces show; what both find is kept
+    once, from the search that is surer of it.
+    """
+    found = detector.detect(picture)
+    longest = max(picture.shape[:2])
+    if longest > NEAR and isinstance(getattr(detector, "working", None), int):
+        usual, detector.working = detector.working, min(FAR, longest // 32 * 32 + 32)
+        try:
+            found = [*found, *detector.detect(picture)]
+        finally:
+            detector.working = usual
+    if len(found) < 2:
+        return found
+    sides = [[*map(float, (*face.box[:2], *(face.box[2:] - face.box[:2])))] for face in found]
+    kept = cv2.dnn.NMSBoxes(sides, [face.score for face in found], 0.0, 0.4)
+    return sorted((found[int(i)] for i in np.asarray(kept).reshape(-1)), key=lambda face: -face.score)
+
+
+def look_for_places(
+    picture: UInt8[ndarray, "h w 3"], detector: Detector, size: int, which: Literal["all", "largest"]
+) -> tuple[list[Place], int]:
+    """Places of the faces of a picture, and how many more faces are left out.
+
+    Args:
+        picture: RGB picture.
+        detector: What finds faces.
+        size: Pixels of the side of a crop.
+        which: ``"all"``, or ``"largest"``: the one that the picture is of.
+    """
+    found = find_faces(picture, detector)
+    if which == "largest" and found:
+        chosen = main_face(found, *picture.shape[:2])
+        kept = [] if chosen is None else [chosen]
+    else:
+        kept = found
+    places = [Place(face.box.astype(np.float64), _matrix(face.landmarks, size)) for face in kept]
+    return places, len(found) - len(kept)
+
+
+def _matrix(landmarks: Float[ndarray, "5 2"], size: int) -> Float[ndarray, "2 3"]:
+    return similarity_transform(landmarks, template("ffhq", size))

@@ -1,0 +1,328 @@
+"""The verbs for pictures: anonymize and recover files and folders, look at a record, verify what was written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import Progress
+
+from datamodules.detection import default_detector
+from datamodules.photo_files import Found, clear_parts, find_photos, peek, read_photo, sidecar
+from datamodules.photos import Photos
+from experiments.build import load_method, method_spec
+from experiments.photo_jobs import Anonymizing, Hiding, PhotoJob, Recovering, parse_record, read_record
+from lightning_modules import manifest as manifests
+from lightning_modules.anonymizer import ReversibleAnonymizer
+from lightning_modules.callbacks.paste_back import Gate, PasteBack
+from lightning_modules.keys import Record, read_secret
+from lightning_modules.photo_step import PhotoStep
+from lightning_modules.trained import weights_hash
+from lightning_modules.weights import cards
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ifadit": {
+        "config": "configs/method/ifadit-transform.yaml",
+        "init_args": {
+            "generator": {
+                "class_path": "lightning_modules.networks.stylegan.MobileStyleGAN",
+                "init_args": {"half_previews": True},
+            },
+            "mask": {"class_path": "lightning_modules.paste.FaceMask"},
+        },
+        "weights": "ifadit",
+    },
+    "sdn": {"config": "configs/method/sdn.yaml", "weights": "sdn"},
+    "blur": {"config": "configs/method/blur.yaml"},
+    "pixelate": {"config": "configs/method/pixelate.yaml"},
+    "blackbox": {"config": "configs/method/blackbox.yaml"},
+}
+"""Methods by name; any other is a YAML file of ``configs/method``."""
+
+REFINE = {"cpu": 10, "other": 20}  # steps a face, where --refine says nothing: a CPU takes about half a second each
+
+
+def anonymize(
+    paths: Sequence[str] = (),
+    out: str = "",
+    method: str = "ifadit",
+    weights: str | None = None,
+    secret_file: str | None = None,
+    mode: Literal["verify", "decoy"] = "verify",
+    seal: Literal["none", "code", "original"] = "none",
+    header: Literal["picture", "sidecar", "both"] = "picture",
+    faces: Literal["all", "largest"] = "all",
+    on_no_face: Literal["fail", "skip", "copy"] = "fail",
+    keep_metadata: bool = False,
+    refine: int | None = None,
+    batch_size: int = 4,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+) -> int:
+    """Anonymize pictures: `keyveil anonymize holiday/ --out safe/`. The secret is asked for, or KEYVEIL_SECRET.
+
+    Folders are searched through and mirrored. Each face is replaced, checked against its original by a recogniser, and
+    a picture in which one is still known is not written. A second run goes on where the first was stopped; in decoy
+    mode it cannot tell whether the secret is still the same, so pictures that are done stay as they are.
+
+    Args:
+        paths: Pictures and folders, as plain words.
+        out: Folder to write to.
+        method: ifadit, sdn, blur, pixelate, blackbox, or a YAML file of configs/method.
+        weights: What the method has learned: a checkpoint, safetensors or a card; by default the card of its name.
+        secret_file: A file that holds the secret.
+        mode: verify: a wrong secret is refused. decoy: it gives yet another face, and nothing tells guesses apart.
+        seal: original: the pixels that were replaced, encrypted, so that they come back bit for bit.
+        header: Where the record goes that recovery needs: into the picture, beside it (NAME.keyveil), or both.
+        faces: Which faces of a picture.
+        on_no_face: What becomes of a picture without a face: an error, nothing, or a copy without metadata.
+        keep_metadata: Keep date, camera, exposure and copyright; by default nothing is kept but the colour profile.
+        refine: Steps of optimisation a face, for ifadit.
+        batch_size: Faces at once.
+        accelerator: Lightning's.
+        devices: Lightning's.
+
+    Returns:
+        0, or 1 if a picture could not be done.
+
+    Raises:
+        ValueError: Two options do not go together, or there is no secret.
+        OSError: A path is not there, or the output folder cannot be written.
+    """
+    if seal == "code":
+        raise ValueError("no method seals its identity code yet; seal the pixels by --seal original")
+    if seal != "none" and mode == "decoy":
+        raise ValueError("--seal needs --mode verify: what a secret opens would tell guesses of it apart")
+    found, folder = _places(paths, out)
+    network, name = _method(method, weights, refine, accelerator)
+    if network.attributes:
+        raise ValueError(f"{name} has {network.attributes} attributes as factors, which pictures come without")
+    secret = None
+    if network.key_spec.kind != "none" or seal != "none":
+        secret = read_secret(secret_file, confirm=True)
+    hiding = Hiding(name, weights_hash(network), network.size, mode, seal, header, faces, on_no_face)
+    with _Folder(folder) as manifest, _progress(len(found), "anonymizing") as bar:
+        gate = Gate()
+        job = Anonymizing(folder, manifest, bar, hiding, secret, default_detector(), gate.threshold)
+        step = PhotoStep(network, "anonymize", job.key_of)
+        return _predict(job, found, step, PasteBack(gate), batch_size, accelerator, devices, keep_metadata)
+
+
+def recover(
+    paths: Sequence[str] = (),
+    out: str = "",
+    method: str | None = None,
+    weights: str | None = None,
+    secret_file: str | None = None,
+    keep_metadata: bool = True,
+    refine: int | None = None,
+    batch_size: int = 4,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+) -> int:
+    """Recover anonymized pictures: `keyveil recover safe/ --out back/`. The pictures and the secret are all it takes.
+
+    Args:
+        paths: Anonymized pictures and folders of them, as plain words; records beside them (NAME.keyveil) are found.
+        out: Folder to write to.
+        method: The method that made them, where it was a YAML file.
+        weights: What it has learned, where they were named when anonymizing.
+        secret_file: A file that holds the secret.
+        keep_metadata: Keep what the anonymized pictures say of date, camera, exposure and copyright.
+        refine: Steps of optimisation a face, for ifadit.
+        batch_size: Faces at once.
+        accelerator: Lightning's.
+        devices: Lightning's.
+
+    Returns:
+        0, or 1 if a picture could not be done.
+
+    Raises:
+        ValueError: As :func:`anonymize`.
+        OSError: As :func:`anonymize`.
+    """
+    found, folder = _places(paths, out)
+    chosen = method or _method_of(found)
+    network, name = (None, "none") if chosen is None else _method(chosen, weights, refine, accelerator)
+    secret = read_secret(secret_file)
+    with _Folder(folder) as manifest, _progress(len(found), "recovering") as bar:
+        job = Recovering(folder, manifest, bar, network, name, secret)
+        step = None if network is None else PhotoStep(network, "recover", job.key_of)
+        return _predict(job, found, step, PasteBack(), batch_size, accelerator, devices, keep_metadata)
+
+
+def inspect(path: str) -> int:
+    """Print what an anonymized picture says of itself: method, mode, faces, seals. No secret is needed.
+
+    Args:
+        path: The picture, or the record beside it (NAME.keyveil).
+    """
+    file = Path(path)
+    record = Record.from_json(file.read_bytes()) if file.suffix == ".keyveil" else read_record(_read(file))
+    told = {
+        "method": record.header.method,
+        "weights": record.header.weights,
+        "mode": "decoy" if record.header.decoy else "verify",
+        "size": [record.width, record.height],
+        "faces": [
+            {"box": [round(side) for side in face.box], "sealed_bytes": len(face.seal or b"")} for face in record.faces
+        ],
+    }
+    print(json.dumps(told, indent=2))
+    return 0
+
+
+def verify(folder: str, signer: str | None = None) -> int:
+    """Check an output folder against its manifest: every file's hash, every line's signature. No secret is needed.
+
+    Args:
+        folder: Output folder of `keyveil anonymize` or `keyveil recover`.
+        signer: Public key that is trusted, in hexadecimal; by default your own.
+
+    Returns:
+        0, or 1 if something is altered or missing.
+
+    Raises:
+        ValueError: The manifest itself was altered, or another key signed it.
+        OSError: There is no manifest.
+    """
+    trusted = signer or manifests.signer(manifests.signing_key())
+    wrong = manifests.check_folder(Path(folder), trusted)
+    for sentence in wrong:
+        print(sentence, file=sys.stderr)
+    if not wrong:
+        print(f"{folder} is as it was written, signed by {trusted}")
+    return int(bool(wrong))
+
+
+class _Folder:
+    """An output folder that is this run's own, and its manifest."""
+
+    def __init__(self, folder: Path) -> None:
+        rank = int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)  # of several processes
+        self.folder, self.name = folder, manifests.NAME if rank == 0 else f"manifest.{rank}.jsonl"
+        self.lock = FileLock(folder / f".{self.name}.lock", timeout=0)
+
+    def __enter__(self) -> manifests.Manifest:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"another run is writing to {self.folder}; wait for it, or choose another folder"
+            ) from None
+        if self.name == manifests.NAME:
+            clear_parts(self.folder)
+        return manifests.Manifest(self.folder / self.name, manifests.signing_key())
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
+
+
+def _places(paths: Sequence[str], out: str) -> tuple[list[Found], Path]:
+    if not out:
+        raise ValueError("name the folder to write to by --out")
+    if not paths:
+        raise ValueError("name the pictures or folders to be done")
+    found, others = find_photos(paths, out)
+    if others:
+        print(f"{others} other files are no pictures and are left out", file=sys.stderr)
+    return found, Path(out)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_photo(Found(path, path.name))
+    except OSError as error:
+        raise OSError(f"{path}: {error}") from error
+
+
+def _method(chosen: str, weights: str | None, refine: int | None, accelerator: str) -> tuple[ReversibleAnonymizer, str]:
+    """The method with its weights, and the name that records call it by.
+
+    Raises:
+        ValueError: There is no such method, or it has learned nothing.
+    """
+    if chosen not in METHODS and not Path(chosen).suffix:
+        raise ValueError(f"expected a method of {', '.join(METHODS)} or a YAML file, got {chosen!r}")
+    entry = dict(METHODS.get(chosen, {"config": chosen}))
+    if weights:
+        entry["weights"] = weights
+    if entry.get("weights") == chosen and chosen not in cards():
+        raise ValueError(f"there are no weights of {chosen} yet: train it, and name them by --weights")
+    if refine is None and chosen == "ifadit":
+        refine = REFINE["cpu" if accelerator == "cpu" or not torch.cuda.is_available() else "other"]
+    if refine is not None:
+        entry["init_args"] = {**entry.get("init_args", {}), "refine": refine}
+    network, _ = load_method(method_spec(entry))
+    if not entry.get("weights") and weights_hash(network) != "none":
+        raise ValueError(f"{chosen} has to be trained first: name what it has learned by --weights")
+    return network, chosen if chosen in METHODS else Path(chosen).stem
+
+
+def _method_of(found: list[Found]) -> str | None:
+    """The method that pictures need to be recovered; ``None`` where all are sealed or cannot be read."""
+    for one in found:
+        try:
+            record = parse_record(peek(one.path), sidecar(one.path))
+        except (OSError, ValueError):
+            continue  # told when its turn comes
+        if record.faces and any(face.seal is None for face in record.faces):
+            return record.header.method if record.header.method in METHODS else None
+    return None
+
+
+def _progress(total: int, verb: str) -> Progress:
+    bar = Progress(console=Console(stderr=True))
+    bar.add_task(verb, total=total)
+    return bar
+
+
+def _predict(
+    job: PhotoJob,
+    found: list[Found],
+    step: PhotoStep | None,
+    paste: PasteBack,
+    batch_size: int,
+    accelerator: str,
+    devices: int | str,
+    keep_metadata: bool,
+) -> int:
+    """One pass over the pictures under Lightning, the manifest's last line, and 1 if a picture could not be done.
+
+    Without a method, none of the pictures has a face for a network.
+    """
+    photos = Photos(found, job, step.method.size if step else 1, batch_size, keep_metadata)
+    job.photos = photos
+    if step is None:
+        for _ in photos.predict_dataloader():
+            raise AssertionError("a face without a method")
+        job.close()
+        return int(job.failures > 0)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it tells of devices and tips
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*(infer the batch indices|num_workers|IterableDataset|GPU available)"
+        )
+        L.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            callbacks=[paste],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            inference_mode=False,  # refinement takes gradients
+        ).predict(step, datamodule=photos, return_predictions=False)
+    job.close()
+    return int(paste.failures > 0)

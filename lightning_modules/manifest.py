@@ -1,0 +1,191 @@
+"""The manifest of an output folder: what became of each picture, a signed line each, and nothing secret."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from platformdirs import user_config_path
+
+from datamodules.files import write_whole
+
+NAME = "manifest.jsonl"
+PATTERN = "manifest*.jsonl"  # of several processes each has its own
+_LONGEST = 1 << 20  # characters of a line
+
+
+def signing_key() -> Ed25519PrivateKey:
+    """This user's own key for manifests (Ed25519), made at the first use; it has nothing to do with any secret.
+
+    Raises:
+        OSError: It cannot be kept.
+        ValueError: Its file is damaged.
+    """
+    path = user_config_path("keyveil", appauthor=False) / "signing.key"
+    if not path.is_file():
+        made = Ed25519PrivateKey.generate()
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(FileExistsError):  # another process was first
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            os.write(descriptor, made.private_bytes_raw())
+            os.close(descriptor)
+    try:
+        return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"the signing key {path} is damaged; remove it, and a new one is made") from error
+
+
+def signer(key: Ed25519PrivateKey) -> str:
+    """A key's public half in hexadecimal, by which others know its signatures."""
+    return key.public_key().public_bytes_raw().hex()
+
+
+class Manifest:
+    """A file to which a run adds a line for each picture.
+
+    A line is ``{"entry": …, "previous": …, "signer": …, "signature": …}``. ``previous`` is the SHA-256 of the line
+    before, so that no line can be taken out, and a finished run ends with an entry that counts its pictures. What a
+    killed run left of a line is dropped.
+
+    Args:
+        path: The file; made if it is not there.
+        key: What signs.
+
+    Raises:
+        OSError: It cannot be read or written.
+        ValueError: It was altered, or signed by another key.
+    """
+
+    def __init__(self, path: str | Path, key: Ed25519PrivateKey) -> None:
+        self.path, self.key = Path(path), key
+        self._previous = ""
+        self.entries: dict[str, dict[str, Any]] = {}
+        """What was last written of each picture, by its name in the input; by other processes too."""
+        for other in set(self.path.parent.glob(PATTERN)) - {self.path}:
+            whole = other.read_bytes()
+            self._remember(check_lines(whole[: whole.rfind(b"\n") + 1], signer(key)))
+        if self.path.is_file():
+            whole = self.path.read_bytes()
+            kept = whole[: whole.rfind(b"\n") + 1]
+            self._remember(check_lines(kept, signer(key)))
+            if kept != whole:
+                write_whole(self.path, kept)
+            if kept:
+                self._previous = _digest(kept.rstrip(b"\n").rsplit(b"\n", 1)[-1])
+        else:
+            write_whole(self.path, b"")
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Add a line, and have it on the disk before going on.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        body = {"entry": entry, "previous": self._previous, "signer": signer(self.key)}
+        line = _compact(body | {"signature": self.key.sign(_compact(body)).hex()})
+        with self.path.open("ab") as file:
+            file.write(line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._previous = _digest(line)
+        self._remember([entry])
+
+    def _remember(self, entries: list[dict[str, Any]]) -> None:
+        self.entries.update({entry["picture"]: entry for entry in entries if entry.get("files")})
+
+
+def check_lines(whole: bytes, expected: str) -> list[dict[str, Any]]:
+    """The entries of a manifest, if every line is signed by the expected key and none is missing before the last.
+
+    Args:
+        whole: The file.
+        expected: :func:`signer` of the key.
+
+    Raises:
+        ValueError: A line is malformed, altered, missing, or signed by another key.
+    """
+    entries, previous = [], ""
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            found = json.loads(line) if len(line) <= _LONGEST else None
+            body = {name: found[name] for name in ("entry", "previous", "signer")}
+            signature, by = bytes.fromhex(found["signature"]), str(found["signer"])
+            key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(by))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ValueError(f"line {number} of the manifest is malformed") from None
+        if by != expected:
+            raise ValueError(
+                f"line {number} of the manifest is signed by the key {by[:64]}, not by {expected}; "
+                "if you trust that key, name it by --signer"
+            )
+        try:
+            key.verify(signature, _compact(body))
+        except InvalidSignature:
+            raise ValueError(f"line {number} of the manifest was altered") from None
+        if found["previous"] != previous or not isinstance(found["entry"], dict):
+            raise ValueError(f"a line is missing before line {number} of the manifest")
+        entries.append(found["entry"])
+        previous = _digest(line)
+    return entries
+
+
+def check_folder(folder: Path, expected: str) -> list[str]:
+    """What is wrong with a folder, a sentence each: files against their hashes, lines against their signatures.
+
+    Args:
+        folder: Output folder of a run.
+        expected: :func:`signer` of the key that is trusted.
+
+    Raises:
+        OSError: There is no manifest, or it cannot be read.
+        ValueError: As :func:`check_lines`.
+    """
+    manifests = sorted(folder.glob(PATTERN))
+    if not manifests:
+        raise FileNotFoundError(f"there is no {NAME} in {folder}")
+    wrong: list[str] = []
+    known: dict[str, set[str]] = {}
+    needed: set[str] = set()
+    for manifest in manifests:
+        entries = check_lines(manifest.read_bytes(), expected)
+        if not entries or "pictures" not in entries[-1]:
+            wrong.append(f"{manifest.name}: its last run was not finished, so lines may be missing at its end")
+        written: dict[str, dict[str, set[str]]] = {}
+        for entry in entries:
+            files = entry.get("files", {})
+            if files:
+                older = written.get(entry["picture"], {})
+                written[entry["picture"]] = {name: {digest} | older.get(name, set()) for name, digest in files.items()}
+                needed.update(files)
+            elif entry.get("status") == "failed":  # what was written before may be there still, or not
+                needed.difference_update(written.get(entry["picture"], {}))
+        latest = {entry["picture"]: entry for entry in entries if "picture" in entry}
+        for picture, files in written.items():
+            for name, digests in files.items():
+                last = latest[picture].get("files", {}).get(name)
+                known.setdefault(name, set()).update({last} if last else digests)
+    for name, digests in sorted(known.items()):
+        if not (folder / name).is_file():
+            wrong += [f"{name}: it is missing"] if name in needed else []
+        elif hash_file(folder / name) not in digests:
+            wrong.append(f"{name}: it was altered")
+    return wrong
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def _digest(line: bytes) -> str:
+    return sha256(line).hexdigest()
+
+
+def _compact(found: dict[str, Any]) -> bytes:
+    return json.dumps(found, separators=(",", ":"), sort_keys=True).encode()

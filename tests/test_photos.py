@@ -1,0 +1,563 @@
+"""`keyveil anonymize` and `recover` on files and folders: nothing is lost, half-written, or left as it was unsaid."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from orl_faces import need
+from PIL import Image
+from toy_photos import ToyDetector, ToyJudge, picture
+
+import experiments.photos
+from datamodules.detection import default_detector
+from datamodules.photo_files import Found, encode_photo, read_photo
+from datamodules.photos import find_faces
+from experiments.cli import main
+from lightning_modules.callbacks.paste_back import Gate, put_back
+from lightning_modules.keys import Cost, Record
+
+SECRET = "correct horse battery staple"
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch, tmp_path):
+    """Toys for the networks, a cheap Argon2id, a folder for the signing key, and the secret in the environment."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("KEYVEIL_SECRET", SECRET)
+    monkeypatch.setattr("experiments.photos.default_detector", ToyDetector)
+    monkeypatch.setattr("experiments.photos.Gate", lambda: Gate(ToyJudge(), 0.9))
+    monkeypatch.setattr("experiments.photo_jobs.Cost", lambda: Cost(1, 64, 1))
+    (tmp_path / "toy.yaml").write_text("model: {class_path: toy_photos.ToyMethod}")
+    (tmp_path / "untouched.yaml").write_text("model: {class_path: toy_photos.Untouched}")
+    monkeypatch.chdir(tmp_path)
+
+
+def save(name, faces=1, seed=0, **options):
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(faces, seed)).save(path, **options)
+    return path
+
+
+def hide(*paths, out="safe", method="toy.yaml", **options):
+    words = [f"--{name}={value}" for name, value in options.items()]
+    return main(["anonymize", *map(str, paths), "--out", out, "--method", method, "--accelerator=cpu", *words])
+
+
+def open_(*paths, out="back", **options):
+    words = [f"--{name}={value}" for name, value in options.items()]
+    return main(["recover", *map(str, paths), "--out", out, "--accelerator=cpu", *words])
+
+
+def pixels(path):
+    return read_photo(Found(Path(path), "x")).pixels.astype(int)
+
+
+def record(path):
+    return Record.from_json(read_photo(Found(Path(path), "x")).record)
+
+
+def entries(folder="safe"):
+    return [json.loads(line)["entry"] for line in Path(folder, "manifest.jsonl").read_text().splitlines()]
+
+
+def files(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file() and p.name[0] != ".")
+
+
+# -- there and back ---------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_hidden_and_comes_back_from_its_files_and_the_secret_alone(capsys):
+    names = ["holiday/a.png", "holiday/deep/ä ö 日本.png", "holiday/deep/c.webp"]
+    for number, name in enumerate(names):
+        save(name, faces=number + 1, seed=number, **({"lossless": True} if name.endswith("webp") else {}))
+    assert hide("holiday", batch_size=4) == 0
+    assert files("safe") == [*sorted(name.removeprefix("holiday/") for name in names), "manifest.jsonl"]
+    shutil.move("holiday", "elsewhere")
+    assert open_("safe", method="toy.yaml") == 0
+    for name in names:
+        name = name.removeprefix("holiday/")
+        original, hidden, back = pixels(f"elsewhere/{name}"), pixels(f"safe/{name}"), pixels(f"back/{name}")
+        assert np.abs(hidden - original).max() > 60
+        assert np.abs(back - original).mean() < 0.1 * np.abs(hidden - original).mean()
+    assert {e["faces"]["changed"] for e in entries() if "faces" in e} == {1, 2, 3}
+    assert main(["verify", "safe"]) == main(["verify", "back"]) == 0
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_the_background_stays_bit_for_bit(suffix):
+    save(f"a.{suffix}", faces=2, **({"lossless": True} if suffix == "webp" else {}))
+    assert hide(f"a.{suffix}") == 0
+    changed = (pixels(f"a.{suffix}") != pixels(f"safe/a.{suffix}")).any(2)
+    ys, xs = np.nonzero(changed)
+    assert changed[:, :100].any()
+    assert changed[:, 100:].any()
+    # the middle half of an 80-pixel crop, a little wider, at rows 20 to 100
+    assert ys.min() >= 35
+    assert ys.max() <= 85
+    assert not changed[:, 85:115].any()
+
+
+def test_pasting_replaces_and_never_adds_differences():
+    """Fine detail of what was there is gone where a smooth face is pasted over it."""
+    noisy = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    crop = np.full((64, 64, 3), 128, np.uint8)
+    made = crop.copy()
+    made[16:48, 16:48] = 90
+    matrix = np.array([[0.4, 0, -8], [0, 0.4, -8]])
+    box = put_back(noisy, crop, made, matrix)
+    inner = noisy[70:130, 70:130]
+    assert inner.min() == inner.max() == 90
+    assert box[0] >= 40
+    assert box[2] <= 160
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_sealed_originals_come_back(name):
+    save(name, faces=2)
+    assert hide(name, seal="original") == 0
+    assert len(record(f"safe/{name}").faces if name != "a.jpg" else [1]) > 0
+    assert open_(f"safe/{name}") == 0
+    if name == "a.png":
+        assert (pixels("back/a.png") == pixels("a.png")).all()
+    else:
+        assert np.abs(pixels(f"back/{name}") - pixels(name)).mean() < 3
+    assert (Path("safe") / f"{name}.keyveil").exists() == (name == "a.jpg" and "a.jpg.keyveil" in files("safe"))
+
+
+def test_a_record_too_long_for_a_jpeg_lies_beside_it():
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 1400, 3), dtype=np.uint8)).save("a.jpg")
+    assert hide("a.jpg", seal="original") == 0
+    assert files("safe") == ["a.jpg", "a.jpg.keyveil", "manifest.jsonl"]
+    assert "a.jpg.keyveil" in entries()[0]["files"]
+    assert open_("safe") == 0
+    shutil.rmtree("back")
+    Path("safe/a.jpg.keyveil").unlink()
+    assert main(["verify", "safe"]) == 1
+    assert open_("safe") == 1
+
+
+@pytest.mark.parametrize("header", ["picture", "sidecar", "both"])
+def test_the_record_goes_where_it_is_asked_for(header):
+    save("a.png")
+    assert hide("a.png", header=header) == 0
+    assert Path("safe/a.png.keyveil").exists() == (header != "picture")
+    assert (read_photo(Found(Path("safe/a.png"), "a")).record is not None) == (header != "sidecar")
+    assert open_("safe", method="toy.yaml") == 0
+
+
+def test_a_method_without_a_key_needs_no_secret_and_cannot_be_undone_unless_sealed(monkeypatch, capsys):
+    monkeypatch.delenv("KEYVEIL_SECRET")
+    save("a.png")
+    assert hide("a.png", method="blackbox") == 0
+    assert hide("a.png", method="blackbox", out="sealed", seal="original") == 1
+    monkeypatch.setenv("KEYVEIL_SECRET", SECRET)
+    assert open_("safe/a.png") == 1
+    assert "cannot be undone" in capsys.readouterr().err
+    assert hide("a.png", method="blackbox", out="sealed", seal="original") == 0
+    assert open_("sealed/a.png") == 0
+    assert (pixels("back/a.png") == pixels("a.png")).all()
+
+
+# -- secrets ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_secret_is_refused_in_verify_mode(monkeypatch, capsys):
+    save("a.png")
+    assert hide("a.png") == 0
+    monkeypatch.setenv("KEYVEIL_SECRET", "another")
+    assert open_("safe", method="toy.yaml") == 1
+    assert "a.png: wrong secret" in capsys.readouterr().err
+    assert files("back") == ["manifest.jsonl"]
+
+
+def test_a_wrong_secret_gives_another_face_in_decoy_mode(monkeypatch):
+    for seed in range(4):  # the toy has eight keys
+        save(f"in/{seed}.png", faces=4, seed=seed)
+    assert hide("in", mode="decoy") == 0
+    found = record("safe/0.png")
+    assert found.header.decoy
+    assert found.mac is None
+    assert all("similarity" not in entry for entry in entries())
+    assert open_("safe", method="toy.yaml") == 0
+    monkeypatch.setenv("KEYVEIL_SECRET", "another")
+    assert open_("safe", out="wrong", method="toy.yaml") == 0
+    off = [np.abs(pixels(f"{folder}/0.png") - pixels("in/0.png")).mean() for folder in ("back", "wrong")]
+    assert off[0] < 0.3 * off[1]
+
+
+def test_nothing_of_the_secret_is_stored_in_decoy_mode(capsys):
+    save("a.png")
+    assert hide("a.png", mode="decoy", seal="original") == 1
+    assert "--seal needs --mode verify" in capsys.readouterr().err
+    assert not Path("safe").exists()
+
+
+def test_the_secret_reaches_no_file_no_output_and_no_command_line(capfd, monkeypatch):
+    save("in/a.png")
+    save("in/b.jpg", faces=0)
+    assert hide("in", seal="original") == 1
+    assert open_("safe") == 0
+    monkeypatch.delenv("KEYVEIL_SECRET")
+    Path("secret.txt").write_text(SECRET + "\n")
+    assert open_("safe", out="back2", secret_file="secret.txt") == 0
+    Path("secret.txt").unlink()
+    assert main(["anonymize", "in", "--secret", SECRET, "--out", "x"]) == 1
+    assert main(["recover", "safe", f"--password={SECRET}", "--out", "x"]) == 1
+    said = capfd.readouterr()
+    assert SECRET not in said.out + said.err
+    for path in Path().rglob("*"):
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes()
+
+
+def test_a_changed_record_or_seal_is_refused(capsys):
+    save("a.png")
+    assert hide("a.png", seal="original") == 0
+    photo = read_photo(Found(Path("safe/a.png"), "a.png"))
+    for number, change in enumerate(
+        [
+            lambda r: r["faces"][0]["box"].__setitem__(0, 1.0),
+            lambda r: r["faces"][0].__setitem__("seal", "A" + r["faces"][0]["seal"][1:-4] + "AAAA"),
+            lambda r: r.pop("mac"),
+            lambda r: r["header"].pop("check"),
+            lambda r: r.clear(),
+        ]
+    ):
+        found = json.loads(photo.record)
+        change(found)
+        Path("bent.png").write_bytes(encode_photo(photo, photo.pixels, json.dumps(found))[0])
+        assert open_("bent.png", out=f"bent{number}") == 1
+        assert files(f"bent{number}") == ["manifest.jsonl"]
+        assert capsys.readouterr().err.count("bent.png:") == 1
+
+
+def test_a_cropped_picture_and_one_without_a_record_are_refused(capsys):
+    save("a.png")
+    assert hide("a.png") == 0
+    photo = read_photo(Found(Path("safe/a.png"), "a.png"))
+    Path("small.png").write_bytes(encode_photo(photo, photo.pixels[1:], photo.record)[0])
+    assert open_("small.png", "a.png", method="toy.yaml") == 1
+    said = capsys.readouterr().err
+    assert "cropped, turned or resized" in said
+    assert "holds no record" in said
+
+
+# -- the check --------------------------------------------------------------------------------------------------------
+
+
+def test_a_face_that_is_still_known_is_hidden_anew():
+    for seed in range(6):
+        save(f"in/{seed}.png", faces=5, seed=seed)
+    assert hide("in") == 0  # of the toy's keys one in eight leaves a face as it is
+    assert max(after for e in entries() for _, after in e.get("similarity", [])) <= 0.9
+
+
+def test_a_picture_in_which_a_face_stays_known_is_not_written(capsys):
+    save("in/a.png", faces=2)
+    assert hide("in", method="untouched.yaml") == 1
+    assert "2 of its 2 faces are still recognized" in capsys.readouterr().err
+    assert files("safe") == ["manifest.jsonl"]
+    assert entries()[0]["status"] == "failed"
+
+
+@pytest.mark.parametrize(("choice", "code", "written"), [("fail", 1, []), ("skip", 0, []), ("copy", 0, ["b.png"])])
+def test_a_picture_without_a_face_is_not_passed_on_unless_asked(choice, code, written, capsys):
+    save("in/a.png")
+    save("in/b.png", faces=0, comment="x")
+    assert hide("in", on_no_face=choice) == code
+    assert files("safe") == ["a.png", *written, "manifest.jsonl"]
+    assert ("in/b.png: no face was found" in capsys.readouterr().err) == bool(code)
+    if written:
+        assert (pixels("safe/b.png") == pixels("in/b.png")).all()
+        assert open_("safe", method="toy.yaml") == 0
+
+
+def test_small_faces_of_a_large_picture_are_found_once():
+    need("centerface")
+    group = Image.open(Path(__file__).parent.parent / "docs/results/photos/group.jpg")
+    for scale, canvas in ((1.0, group.size), (0.4, (2400, 1800)), (4.0, (4000, 1680))):
+        large = Image.new("RGB", canvas, (120, 130, 110))
+        large.paste(group.resize([round(side * scale) for side in group.size]), (0, 0))
+        assert len(find_faces(np.asarray(large), default_detector())) == 5, scale
+
+
+def test_only_the_largest_face_is_changed_if_asked():
+    save("a.png", faces=3)
+    assert hide("a.png", faces="largest") == 0
+    assert entries()[0]["faces"] == {"found": 3, "changed": 1, "left": 2}
+
+
+# -- faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_damaged_files_are_named_and_the_others_done(capsys):
+    good = save("in/good.png")
+    Path("in/none.png").write_bytes(b"")
+    Path("in/text.png").write_text("dear diary")
+    Path("in/cut.png").write_bytes(good.read_bytes()[:500])
+    save("in/one.png")
+    Image.new("RGB", (1, 1)).save("in/one.png")
+    assert hide("in") == 1
+    assert files("safe") == ["good.png", "manifest.jsonl"]
+    said = capsys.readouterr().err
+    for name in ("none", "text", "cut", "one"):
+        assert said.count(f"in/{name}.png: ") == 1
+    assert "Traceback" not in said
+    assert entries()[-1] == {"pictures": 5, "counts": {"anonymized": 1, "failed": 4}}
+
+
+def test_a_second_run_goes_on_where_the_first_was_stopped(monkeypatch, capsys):
+    for seed in range(4):
+        save(f"in/{seed}.png", seed=seed)
+    write, count = experiments.photo_jobs.write_whole, []
+
+    def stop(path, data):
+        count.append(path)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        write(path, data)
+
+    monkeypatch.setattr("experiments.photo_jobs.write_whole", stop)
+    with pytest.raises(SystemExit):
+        sys.exit(hide("in") or 1)
+    monkeypatch.setattr("experiments.photo_jobs.write_whole", write)
+    with Path("safe/manifest.jsonl").open("ab") as file:
+        file.write(b'{"entry": {"pict')  # as a kill leaves it
+    Path("safe/.2.png.123.part").write_bytes(b"half")
+    assert main(["verify", "safe"]) == 1
+    first = {name: Path("safe", name).stat().st_mtime_ns for name in ("0.png", "1.png")}
+    assert hide("in") == 0
+    assert "2 done before, 2 anonymized" in " ".join(capsys.readouterr().err.split())
+    assert first == {name: Path("safe", name).stat().st_mtime_ns for name in first}
+    assert not Path("safe/.2.png.123.part").exists()
+    assert main(["verify", "safe"]) == 0
+    assert hide("in") == 0
+    assert entries()[-1] == {"pictures": 4, "counts": {"done before": 4}}
+
+
+def test_a_killed_run_goes_on():
+    for seed in range(3):
+        save(f"in/{seed}.png", seed=seed)
+    room = Path(__file__).parent
+    code = f"""
+import os, sys
+sys.path[:0] = [{str(room)!r}, {str(room.parent)!r}]
+import experiments.photo_jobs, experiments.photos
+from toy_photos import ToyDetector, ToyJudge
+from experiments.cli import main
+from lightning_modules.callbacks.paste_back import Gate
+from lightning_modules.keys import Cost
+experiments.photos.default_detector = ToyDetector
+experiments.photos.Gate = lambda: Gate(ToyJudge(), 0.9)
+experiments.photo_jobs.Cost = lambda: Cost(1, 64, 1)
+replace = os.replace
+os.replace = lambda a, b: os.kill(os.getpid(), 9) if str(b).endswith("1.png") else replace(a, b)
+main(["anonymize", "in", "--out", "safe", "--method", "toy.yaml", "--accelerator=cpu"])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -9
+    assert files("safe") == ["0.png", "manifest.jsonl"]
+    assert list(Path("safe").glob(".1.png.*.part"))
+    assert hide("in") == 0
+    assert entries()[-1] == {"pictures": 3, "counts": {"done before": 1, "anonymized": 2}}
+    assert not list(Path("safe").glob(".*.part"))
+    assert main(["verify", "safe"]) == 0
+
+
+def test_another_secret_or_other_options_are_not_taken_for_done(monkeypatch):
+    save("a.png")
+    assert hide("a.png") == hide("a.png", seal="original") == 0
+    assert entries()[-1]["counts"] == {"anonymized": 1}
+    monkeypatch.setenv("KEYVEIL_SECRET", "another")
+    assert hide("a.png", seal="original") == 0
+    assert entries()[-1]["counts"] == {"anonymized": 1}
+    assert open_("safe") == 0
+
+
+def test_what_keyveil_did_not_write_is_not_overwritten(capsys):
+    save("in/a.png")
+    other = save("safe/a.png", seed=9).read_bytes()
+    assert hide("in") == 1
+    assert "not made of this picture" in capsys.readouterr().err
+    assert Path("safe/a.png").read_bytes() == other
+
+
+def test_two_pictures_of_one_name_do_not_replace_each_other(capsys):
+    save("in/a.png")
+    save("other/a.png", seed=1)
+    assert hide("in") == 0
+    first = Path("safe/a.png").read_bytes()
+    assert hide("other") == 1
+    assert Path("safe/a.png").read_bytes() == first
+    assert hide("in", seal="original") == 0  # the same picture may be done anew
+    Image.fromarray(picture(1)).save("in/x.gif")
+    save("in/x.gif.png", seed=3)
+    assert hide("in", out="both") == 1
+    assert files("both") == ["a.png", "manifest.jsonl", "x.gif.png"]
+
+
+def test_a_name_is_only_a_name():
+    names = ["a, [b] {c}: 'd'.png", 'quote".png', "-dash.png", "null.png", "1e3.png", "$HOME ${x}.png", "x\n\ty.png"]
+    for name in names:
+        save(f"in/{name}")
+    os.chdir("in")
+    assert main(["anonymize", *names[:2], *names[3:], "--out", "../safe", "--method=../toy.yaml", "--", names[2]]) == 0
+    os.chdir("..")
+    assert files("safe") == sorted([*names, "manifest.jsonl"])
+
+
+def test_an_anonymized_picture_is_not_anonymized_again(capsys):
+    save("a.png")
+    assert hide("a.png") == 0
+    assert hide("safe", out="twice") == 1
+    assert "already" in capsys.readouterr().err
+
+
+def test_the_output_may_lie_inside_the_input():
+    save("in/a.png")
+    assert hide("in", out="in/safe") == 0
+    assert hide("in", out="in/safe") == 0
+    assert files("in/safe") == ["a.png", "manifest.jsonl"]
+
+
+def test_a_full_disk_leaves_nothing_half_written(monkeypatch, capsys):
+    save("in/a.png")
+    save("in/b.png", seed=1)
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith("a.png"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    assert hide("in") == 1
+    assert files("safe") == ["b.png", "manifest.jsonl"]
+    assert not list(Path("safe").glob(".*.part"))
+    assert "in/a.png: No space left" in capsys.readouterr().err
+    assert main(["verify", "safe"]) == 0
+    monkeypatch.setattr(os, "replace", replace)
+    assert hide("in") == 0
+    assert entries()[-1]["counts"] == {"anonymized": 1, "done before": 1}
+    monkeypatch.setattr(os, "replace", full)
+    assert hide("in", seal="original") == 1  # the older one stays
+    assert main(["verify", "safe"]) == 0
+
+
+def test_a_place_that_cannot_be_written_is_told_at_once(capsys):
+    save("a.png")
+    Path("file").write_text("x")
+    assert hide("a.png", out="file/safe") == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["anonymize", "--out", "x"], "name the pictures"),
+        (["anonymize", "a.png"], "--out"),
+        (["anonymize", "gone.png", "--out", "x"], "there is no picture or folder"),
+        (["anonymize", "a.png", "--out", "x", "--method", "magic"], "expected a method of"),
+        (["anonymize", "a.png", "--out", "x", "--method", "sdn"], "no weights of sdn"),
+        (["anonymize", "a.png", "--out", "x", "--seal", "code", "--method", "toy.yaml"], "identity code"),
+        (["inspect", "a.png"], "holds no record"),
+        (["verify", "."], "there is no manifest"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(words, told, capsys):
+    save("a.png")
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+
+
+# -- records and manifests --------------------------------------------------------------------------------------------
+
+
+def test_a_picture_says_what_it_is_without_a_secret(capsys):
+    save("a.png", faces=2)
+    assert hide("a.png", seal="original") == 0
+    capsys.readouterr()
+    assert main(["inspect", "safe/a.png"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["method"], told["mode"], told["size"], len(told["faces"])) == ("toy", "verify", [200, 120], 2)
+
+
+def test_a_manifest_notices_what_was_altered_removed_or_signed_by_others(capsys, monkeypatch):
+    for seed in range(3):
+        save(f"in/{seed}.png", seed=seed)
+    assert hide("in") == 0
+    assert main(["verify", "safe"]) == 0
+    path = Path("safe/manifest.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    for bent in (
+        lines[1:],
+        lines[:1] + lines[2:],
+        lines[:-1],
+        [lines[0].replace('"failed"', '"x"').replace('"anonymized"', '"copied"'), *lines[1:]],
+        ["[" * 50_000 + "\n", *lines],
+        [],
+    ):
+        path.write_text("".join(bent))
+        assert main(["verify", "safe"]) == 1
+    path.write_text("".join(lines))
+    data = Path("safe/1.png").read_bytes()
+    Path("safe/1.png").write_bytes(data[:-1] + b"x")
+    assert main(["verify", "safe"]) == 1
+    assert "1.png: it was altered" in capsys.readouterr().err
+    Path("safe/1.png").write_bytes(data)
+    signer = json.loads(lines[0])["signer"]
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(Path("others").resolve()))
+    assert main(["verify", "safe"]) == 1
+    assert "--signer" in capsys.readouterr().err
+    assert main(["verify", "safe", "--signer", signer]) == 0
+
+
+def test_pictures_do_not_pile_up_in_memory(monkeypatch):
+    for seed in range(12):
+        save(f"in/{seed}.png", seed=seed)
+    most, row = [], experiments.photos.Photos.predict_dataloader
+    seen = []
+
+    def watched(photos):
+        seen.append(photos)
+        return row(photos)
+
+    finish = experiments.photos.PasteBack._finish
+
+    def counted(self, opened, photos, step):
+        most.append(len({id(one) for one, _ in photos.open.values()}))
+        return finish(self, opened, photos, step)
+
+    monkeypatch.setattr(experiments.photos.Photos, "predict_dataloader", watched)
+    monkeypatch.setattr(experiments.photos.PasteBack, "_finish", counted)
+    assert hide("in", batch_size=2) == 0
+    assert max(most) <= 4  # this batch and the next
+    assert not seen[0].open
+
+
+def test_opacity_of_the_input_is_kept():
+    four = np.dstack([picture(1), np.full((120, 100), 77, np.uint8)])
+    Image.fromarray(four).save("a.png")
+    assert hide("a.png", seal="original") == open_("safe") == 0
+    assert (np.asarray(Image.open("back/a.png")) == four).all()
+
+
+def test_metadata_is_stripped():
+    exif = Image.Exif()
+    exif[0x010F] = "PRIVATE"
+    buffer = io.BytesIO()
+    Image.fromarray(picture(1)).save(buffer, "JPEG", exif=exif)
+    Path("a.jpg").write_bytes(buffer.getvalue())
+    assert hide("a.jpg") == 0
+    assert b"PRIVATE" not in Path("safe/a.jpg").read_bytes()
+    assert main(["anonymize", "a.jpg", "--out", "kept", "--method", "toy.yaml", "--keep-metadata"]) == 0
+    assert b"PRIVATE" in Path("kept/a.jpg").read_bytes()
