@@ -116,12 +116,12 @@ def find_photos(paths: Iterable[str | Path], out: str | Path) -> tuple[list[Foun
 
     for path in map(Path, paths):
         if not path.is_dir():
-            if not path.exists():
+            if not path.is_file():
                 raise FileNotFoundError(f"there is no picture or folder {path}")
             add(path, path.name)
             continue
         seen: set[Path] = set()
-        for top, folders, names in os.walk(path, followlinks=True):
+        for top, folders, names in os.walk(path, followlinks=True, onerror=_unreadable):
             real = Path(top).resolve()
             if real in seen or (real == out and real != path.resolve()):
                 folders.clear()
@@ -129,13 +129,23 @@ def find_photos(paths: Iterable[str | Path], out: str | Path) -> tuple[list[Foun
             seen.add(real)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
-                if Path(name).suffix.lower() in PHOTOS and not name.startswith("."):
+                if Path(name).suffix.lower() in PHOTOS and not name.startswith(".") and Path(top, name).is_file():
                     add(Path(top, name), Path(top, name).relative_to(path).as_posix())
                 elif not (name.startswith(".") or name.endswith(SIDECAR) or re.fullmatch(_MANIFEST, name)):
                     others += 1
     if not found:
         raise FileNotFoundError(f"there is no picture in {', '.join(map(str, paths))} ({others} other files)")
     return [Found(path, name) for name, path in sorted(found.items())], others
+
+
+def _unreadable(error: OSError) -> None:
+    raise OSError(f"the folder {error.filename} cannot be read ({error.strerror or error})") from error
+
+
+def formats() -> list[str]:
+    """Pillow's names of what is read, whatever a file is called: no format that runs programs, such as EPS."""
+    Image.init()
+    return [name for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "HEIF", "AVIF") if name in Image.OPEN]
 
 
 def read_photo(found: Found, keep_metadata: bool = False, data: bytes | None = None) -> Photo:
@@ -162,21 +172,22 @@ def read_photo(found: Found, keep_metadata: bool = False, data: bytes | None = N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata and of many pixels; far too many are an error
         try:
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=formats())
         except Image.UnidentifiedImageError:
             raise OSError("it is not a picture of a known format, or a damaged one") from None
         except Exception as error:  # readers of damaged files raise almost anything
             raise OSError(f"it cannot be read as a picture ({_told(error)})") from error
-        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-            raise OSError("it holds several pictures (an animation or pages); only single pictures are taken")
         try:
-            image.load()
-            exif = _safe_exif(image) if keep_metadata else None
-            record = read_text(image)
-            upright = ImageOps.exif_transpose(image)
-            pixels, alpha, icc = _to_rgb(upright)
+            several = image.format != "MPO" and getattr(image, "n_frames", 1) > 1
+            if not several:
+                image.load()
+                exif = _safe_exif(image) if keep_metadata else None
+                record = read_text(image)
+                pixels, alpha, icc = _to_rgb(ImageOps.exif_transpose(image))
         except Exception as error:
             raise OSError(f"it is damaged, or of a kind that cannot be read ({_told(error)})") from error
+        if several:
+            raise OSError("it holds several pictures (an animation or pages); only single pictures are taken")
     format = {"JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WEBP"}.get(str(image.format), "PNG")
     lossless = format == "PNG" or (format == "WEBP" and _lossless_webp(data))
     return Photo(found, digest, pixels, alpha, format, lossless, icc, exif, record)
@@ -253,7 +264,7 @@ def peek(path: str | Path) -> str | None:
     """The record in a file, without reading its pixels; ``None`` where there is none, or no picture."""
     with suppress(Exception), warnings.catch_warnings():  # what is damaged is told when it is read whole
         warnings.simplefilter("ignore")
-        with Image.open(path) as image:
+        with Image.open(path, formats=formats()) as image:
             return read_text(image)
     return None
 

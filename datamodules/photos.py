@@ -21,6 +21,7 @@ from datamodules.detection import Detection, Detector, main_face
 from datamodules.photo_files import Found, Photo, read_photo
 
 NEAR, FAR = 320, 1280  # sides to which a picture is brought for the search: for large faces, and for small ones too
+SURE = 0.8  # least score of a face that lies or hangs: pictures turned show detectors more faces than there are
 
 
 class Place(NamedTuple):
@@ -164,7 +165,7 @@ def _open(found: Found, photos: Photos) -> OpenPhoto | None:
         photo = read_photo(found, photos.keep_metadata, data)
         opened = job.look(photo)
         opened.crops = [warp(photo.pixels, place.matrix, photos.size) for place in opened.places]
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever is wrong with one picture, the others are done
         job.failed(found, digest, error)
         return None
     if not opened.places:
@@ -178,9 +179,36 @@ def _open(found: Found, photos: Photos) -> OpenPhoto | None:
 def find_faces(picture: UInt8[ndarray, "h w 3"], detector: Detector) -> list[Detection]:
     """All faces of a picture of any size, the most certain first.
 
-    A picture is searched as a whole, and large ones also at a size at which small faces show; what both find is kept
-    once, from the search that is surer of it.
+    A picture is searched as a whole, large ones also at a size at which small faces show, and turned by each quarter
+    for faces that lie or hang; what several searches find is kept once, from the one that is surer of it.
     """
+    found = _upright(picture, detector)
+    for quarters in (1, 2, 3):
+        turned = _upright(np.ascontiguousarray(np.rot90(picture, quarters)), detector)
+        found += [_turned_back(face, quarters, picture) for face in turned if face.score >= SURE]
+    if len(found) < 2:
+        return found
+    sides = [[*map(float, (*face.box[:2], *(face.box[2:] - face.box[:2])))] for face in found]
+    kept = cv2.dnn.NMSBoxes(sides, [face.score for face in found], 0.0, 0.4)
+    return sorted((found[int(i)] for i in np.asarray(kept).reshape(-1)), key=lambda face: -face.score)
+
+
+def _turned_back(face: Detection, quarters: int, picture: UInt8[ndarray, "h w 3"]) -> Detection:
+    """A face of ``np.rot90(picture, quarters)`` in the pixels of the picture."""
+    height, width = picture.shape[:2]
+
+    def back(points: Float[ndarray, "n 2"]) -> Float[ndarray, "n 2"]:
+        for before in range(quarters - 1, -1, -1):  # the picture's width before that quarter
+            x, y = points.T
+            points = np.stack([(height if before % 2 else width) - 1 - y, x], 1)
+        return points.astype(np.float32)
+
+    corners = back(face.box.reshape(2, 2))
+    return Detection(np.concatenate([corners.min(0), corners.max(0)]), face.score, back(face.landmarks))
+
+
+def _upright(picture: UInt8[ndarray, "h w 3"], detector: Detector) -> list[Detection]:
+    """What a detector finds at its own size and, of large pictures, at one at which small faces show."""
     found = detector.detect(picture)
     longest = max(picture.shape[:2])
     if longest > NEAR and isinstance(getattr(detector, "working", None), int):
@@ -189,11 +217,7 @@ def find_faces(picture: UInt8[ndarray, "h w 3"], detector: Detector) -> list[Det
             found = [*found, *detector.detect(picture)]
         finally:
             detector.working = usual
-    if len(found) < 2:
-        return found
-    sides = [[*map(float, (*face.box[:2], *(face.box[2:] - face.box[:2])))] for face in found]
-    kept = cv2.dnn.NMSBoxes(sides, [face.score for face in found], 0.0, 0.4)
-    return sorted((found[int(i)] for i in np.asarray(kept).reshape(-1)), key=lambda face: -face.score)
+    return found
 
 
 def look_for_places(

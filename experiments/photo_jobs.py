@@ -55,7 +55,7 @@ class PhotoJob:
         secret: What a person holds.
     """
 
-    verb, past = "", ""
+    verb = ""
 
     def __init__(
         self, out: Path, manifest: Manifest, bar: Progress, settings: dict[str, Any], secret: Secret | None
@@ -121,15 +121,18 @@ class PhotoJob:
         path, beside = self.out / name, sidecar(self.out / name)
         try:
             before = self.manifest.entries.get(photo.found.name, {})
-            if name in self._written or (path.exists() and before.get("input") != photo.digest):
-                raise ValueError(
-                    f"there is a file {path} already, and it was not made of this picture; remove it first"
-                )
+            for one in (path, beside):
+                if name in self._written or (one.exists() and before.get("input") != photo.digest):
+                    raise ValueError(
+                        f"there is a file {one} already, and it was not made of this picture; remove it first"
+                    )
             data, fits = encode_photo(photo, pixels, record if where != "sidecar" else None)
             files = {name: data}
             if record is not None and (where != "picture" or not fits):
                 files = {f"{name}{SIDECAR}": record.encode(), **files}
-            hashes = {one: sha256(content).hexdigest() for one, content in files.items()}
+            # what a decoy gave depends on the secret: its hash would tell a right guess from a wrong one
+            decoy = more.get("mode") == "decoy"
+            hashes = {one: None if decoy else sha256(content).hexdigest() for one, content in files.items()}
             self._note(photo.found, photo.digest, status, files=hashes, **more)
             for one, content in files.items():
                 write_whole(self.out / one, content)
@@ -166,6 +169,8 @@ class Hiding:
         header: ``picture``, ``sidecar`` or ``both``.
         faces: ``all`` or ``largest``.
         on_no_face: ``fail``, ``skip`` or ``copy``.
+        keep_metadata: Whether date, camera, exposure and copyright stay.
+        refine: Steps of optimisation a face; ``None`` where a method has none.
     """
 
     method: str
@@ -176,6 +181,8 @@ class Hiding:
     header: str
     faces: str
     on_no_face: str
+    keep_metadata: bool
+    refine: int | None
 
 
 class Anonymizing(PhotoJob):
@@ -203,7 +210,8 @@ class Anonymizing(PhotoJob):
         detector: Detector,
         threshold: float,
     ) -> None:
-        super().__init__(out, manifest, bar, asdict(hiding), secret)
+        how = {**asdict(hiding), "detector": detector.name, "threshold": threshold}
+        super().__init__(out, manifest, bar, how, secret)
         self.hiding, self.detector, self.threshold = hiding, detector, threshold
         self.salt, self.cost = fresh(), Cost()
         self.master = stretch(secret, self.salt, self.cost) if secret is not None else None
@@ -299,6 +307,7 @@ class Recovering(PhotoJob):
         method: The method; ``None`` where every picture is sealed.
         name: What records call it.
         secret: What a person holds.
+        keep_metadata: Whether date, camera, exposure and copyright stay.
     """
 
     verb = "recover"
@@ -311,14 +320,21 @@ class Recovering(PhotoJob):
         method: ReversibleAnonymizer | None,
         name: str,
         secret: Secret,
+        keep_metadata: bool,
     ) -> None:
         self.weights = "none" if method is None else weights_hash(method)
-        super().__init__(out, manifest, bar, {"method": name, "weights": self.weights}, secret)
+        how = {"method": name, "weights": self.weights, "refine": getattr(method, "refine", None)}
+        super().__init__(out, manifest, bar, {**how, "keep_metadata": keep_metadata}, secret)
         self.method, self.name = method, name
 
     def trusts(self, entry: dict[str, Any], found: Found) -> bool:
-        """In verify mode only the right secret can have recovered it; in decoy mode any can."""
-        return entry.get("mode") == "verify"
+        """In verify mode the record tells whether it was this secret; in decoy mode nothing may tell."""
+        try:
+            record = parse_record(peek(found.path), sidecar(found.path))
+            record.check(self._stretch(record.header))
+        except (OSError, ValueError):
+            return False
+        return not record.header.decoy
 
     def look(self, photo: Photo) -> OpenPhoto:
         """Faces of a picture as its record says; sealed ones are put back at once."""

@@ -110,7 +110,10 @@ def anonymize(
     secret = None
     if network.key_spec.kind != "none" or seal != "none":
         secret = read_secret(secret_file, confirm=True)
-    hiding = Hiding(name, weights_hash(network), network.size, mode, seal, header, faces, on_no_face)
+    steps = getattr(network, "refine", None)
+    hiding = Hiding(
+        name, weights_hash(network), network.size, mode, seal, header, faces, on_no_face, keep_metadata, steps
+    )
     with _Folder(folder) as manifest, _progress(len(found), "anonymizing") as bar:
         gate = Gate()
         job = Anonymizing(folder, manifest, bar, hiding, secret, default_detector(), gate.threshold)
@@ -156,7 +159,7 @@ def recover(
     network, name = (None, "none") if chosen is None else _method(chosen, weights, refine, accelerator)
     secret = read_secret(secret_file)
     with _Folder(folder) as manifest, _progress(len(found), "recovering") as bar:
-        job = Recovering(folder, manifest, bar, network, name, secret)
+        job = Recovering(folder, manifest, bar, network, name, secret, keep_metadata)
         step = None if network is None else PhotoStep(network, "recover", job.key_of)
         return _predict(job, found, step, PasteBack(), batch_size, accelerator, devices, keep_metadata)
 

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from platformdirs import user_config_path
 
 from datamodules.files import write_whole
+from datamodules.photo_files import PHOTOS, SIDECAR
 
 NAME = "manifest.jsonl"
 PATTERN = "manifest*.jsonl"  # of several processes each has its own
@@ -173,8 +174,12 @@ def check_folder(folder: Path, expected: str) -> list[str]:
     for name, digests in sorted(known.items()):
         if not (folder / name).is_file():
             wrong += [f"{name}: it is missing"] if name in needed else []
-        elif hash_file(folder / name) not in digests:
+        elif None not in digests and hash_file(folder / name) not in digests:
             wrong.append(f"{name}: it was altered")
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() in {*PHOTOS, SIDECAR} and path.is_file() and name not in known:
+            wrong.append(f"{name}: no run wrote it")
     return wrong
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from toy_photos import ToyDetector, ToyJudge, picture
 
 import experiments.photos
-from datamodules.detection import default_detector
+from datamodules.detection import Detection, default_detector
 from datamodules.photo_files import Found, encode_photo, read_photo
 from datamodules.photos import find_faces
 from experiments.cli import main
@@ -561,3 +561,94 @@ def test_metadata_is_stripped():
     assert b"PRIVATE" not in Path("safe/a.jpg").read_bytes()
     assert main(["anonymize", "a.jpg", "--out", "kept", "--method", "toy.yaml", "--keep-metadata"]) == 0
     assert b"PRIVATE" in Path("kept/a.jpg").read_bytes()
+
+
+# -- what a review found ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_a_face_that_lies_or_hangs_is_found_where_it_is(quarters):
+    class OneFace:
+        """Knows the red, green and blue spots of a face that stands upright."""
+
+        name = "spots"
+
+        def detect(self, picture):
+            spots = [np.argwhere(picture[..., channel] == 255).mean(0)[::-1] for channel in range(3)]
+            if not (spots[0][0] < spots[1][0] and spots[2][1] > spots[0][1]):  # left eye, right eye, mouth below
+                return []
+            points = np.array([spots[0], spots[1], spots[2], spots[2], spots[2]], np.float32)
+            return [Detection(np.concatenate([points.min(0), points.max(0)]), 0.9, points)]
+
+    upright = np.zeros((60, 90, 3), np.uint8)
+    for channel, (x, y) in enumerate([(20, 10), (40, 10), (30, 30)]):
+        upright[y, x, channel] = 255
+    lying = np.ascontiguousarray(np.rot90(upright, quarters))
+    found = find_faces(lying, OneFace())
+    assert len(found) == 1
+    for channel in range(3):
+        x, y = found[0].landmarks[channel].round().astype(int)
+        assert lying[y, x, channel] == 255
+    assert (found[0].box[2:] >= found[0].box[:2]).all()
+
+
+def test_one_damaged_picture_does_not_stop_the_others(monkeypatch, capsys):
+    save("in/a.png")
+    save("in/c.png")
+    Path("in/b.tif").write_bytes(b"II*\0\x08\0\0\0\x01\0\x00\x01\x03\0\x01\0\0\0\xff\xff\0\0\0\0\0\0")
+    assert hide("in") == 1
+    assert files("safe") == ["a.png", "c.png", "manifest.jsonl"]
+    assert "b.tif" in capsys.readouterr().err
+
+
+def test_a_file_of_a_format_that_runs_programs_is_no_picture(capsys):
+    Path("beach.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    assert hide("beach.jpg") == 1
+    assert "not a picture" in capsys.readouterr().err
+
+
+def test_metadata_asked_for_once_is_not_kept_the_next_time():
+    notes = Image.Exif()
+    notes[0x0110] = "camera of somebody"
+    save("a.jpg", exif=notes)
+    assert hide("a.jpg", keep_metadata="true") == 0
+    assert b"camera of somebody" in Path("safe/a.jpg").read_bytes()
+    assert hide("a.jpg") == 0
+    assert b"camera of somebody" not in Path("safe/a.jpg").read_bytes()
+
+
+def test_a_picture_that_no_run_wrote_is_told_by_verify(capsys):
+    save("a.png")
+    assert hide("a.png") == 0
+    shutil.copy("a.png", "safe/planted.png")
+    assert main(["verify", "safe"]) == 1
+    assert "planted.png" in capsys.readouterr().err
+
+
+def test_the_record_of_a_moved_picture_is_not_overwritten(capsys):
+    save("one/a.png", seed=1)
+    save("two/a.png", seed=2)
+    assert hide("one", header="sidecar", seal="original") == 0
+    kept = Path("safe/a.png.keyveil").read_bytes()
+    shutil.move("safe/a.png", "archive.png")
+    assert hide("two") == 1
+    assert Path("safe/a.png.keyveil").read_bytes() == kept
+
+
+def test_a_wrong_secret_is_refused_where_the_right_one_was_before(monkeypatch, capsys):
+    save("a.png")
+    assert hide("a.png") == open_("safe", method="toy.yaml") == 0
+    back = Path("back/a.png").read_bytes()
+    monkeypatch.setenv("KEYVEIL_SECRET", "another one")
+    assert open_("safe", method="toy.yaml") == 1
+    assert "wrong secret" in capsys.readouterr().err
+    assert Path("back/a.png").read_bytes() == back
+
+
+def test_recovered_decoys_leave_no_hash_by_which_a_secret_could_be_guessed():
+    save("a.png")
+    assert hide("a.png", mode="decoy") == open_("safe", method="toy.yaml") == 0
+    noted = [entry["files"] for entry in entries("back") if "files" in entry]
+    assert noted == [{"a.png": None}]
+    assert open_("safe", method="toy.yaml") == 0  # again, over itself
+    assert main(["verify", "back"]) == 0

@@ -34,7 +34,8 @@ class ToyDetector:
             left, top = index * FACE + 10, picture.shape[0] / 2 - 40
             box = np.array([left + 20, top + 20, left + 60 + index, top + 70], np.float32)
             points = template("ffhq", 80) + (left, top)
-            found.append(Detection(box, 0.9 - index / 100, points.astype(np.float32)))
+            # below what a face must score that lies or hangs: pictures turned hold none
+            found.append(Detection(box, 0.7 - index / 100, points.astype(np.float32)))
         return found
 
 
