@@ -90,7 +90,7 @@ class PhotoJob:
 
     def trusts(self, entry: dict[str, Any], found: Found) -> bool:
         """Whether what was done before was done with this run's secret, as far as that can be told."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define trusts(entry, found)")
 
     def failed(self, found: Found, digest: str, error: Exception) -> None:
         """Tell it in one line, and note it."""
