@@ -70,13 +70,13 @@ def read_recipe(path: Path) -> tuple[Path, list[Stage]]:
     return Path(found["out"]), stages
 
 
-def recipe(file: Path, only: list[str] | None = None, dry_run: bool = False) -> int:
+def recipe(file: Path, only: str | None = None, dry_run: bool = False) -> int:
     """Train the stages of a recipe one after another; what is finished is kept, what was cut off goes on.
 
     Args:
         file: The recipe: `out`, the folder; `common` and `stages`, each with `config` (files), `set` (changes),
             `export` (a .safetensors to write).
-        only: Names of the stages to run; the others are left as they are.
+        only: Names of the stages to run, with commas between them; the others are left as they are.
         dry_run: Say what would run, and run nothing.
 
     Returns:
@@ -86,11 +86,12 @@ def recipe(file: Path, only: list[str] | None = None, dry_run: bool = False) -> 
         ValueError: If the recipe is not one or has no such stage.
     """
     out, stages = read_recipe(file)
-    if unknown := set(only or ()) - {stage.name for stage in stages}:
+    chosen = [name.strip() for name in (only or "").split(",") if name.strip()]
+    if unknown := set(chosen) - {stage.name for stage in stages}:
         raise ValueError(f"{file} has no stage {sorted(unknown)[0]!r}; it has {', '.join(s.name for s in stages)}")
     console = Console(stderr=True)
     for stage in stages:
-        if only and stage.name not in only:
+        if chosen and stage.name not in chosen:
             continue
         folder = out / stage.name
         last, done = folder / "checkpoints" / "last.ckpt", folder / "finished.json"

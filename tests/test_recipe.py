@@ -136,7 +136,7 @@ def test_what_is_no_recipe_is_told(written, changes, said):
 
 def test_an_unknown_stage_and_a_missing_file_are_told(written):
     with pytest.raises(ValueError, match="no stage 'third'"):
-        recipe(written(), only=["third"])
+        recipe(written(), only="third")
     with pytest.raises(FileNotFoundError, match="no configuration at nowhere.yaml"):
         recipe(written(common={"config": ["nowhere.yaml"]}))
 
