@@ -35,6 +35,7 @@ from lightning_modules.trained import load_trained
 Aim = Callable[[Tensor], Tensor]
 
 SEAM = 3.0  # weight of the seam in the refinement of a pasted face: outlines agree, and faces still carry their codes
+TRUNCATION = 0.75  # where refinement starts, between the mean face and what the codes say: of an odd face stays less
 
 
 @dataclass
@@ -206,6 +207,8 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         z, parts = F.normalize(z, dim=1), self.disentangler
         w = parts.codes(z, attributes)
         if self.refine and not self.training:
+            mean = parts.generator.mean_w
+            w = mean + TRUNCATION * (w - mean)
             mask = None if self.mask is None else self.mask(picture, self._render(w))
             aim = aim or partial(self._carries, z)
 
@@ -228,8 +231,13 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         return paste(match_border(match_tone(rendered, picture, mask), picture, mask), picture, mask)
 
     def _carries(self, z: Tensor, image: Image) -> Tensor:
-        """How far pictures are from carrying a code, ``(B,)``."""
-        return 1 - F.cosine_similarity(self.identity(image), z)
+        """How far pictures and their mirror images are from carrying a code, ``(B,)``.
+
+        Nobody reads the mirror image, but what a network sees in both of them is more likely a face, and less likely a
+        pattern that it alone takes for one.
+        """
+        views = (image, image.flip(-1))
+        return sum(1 - F.cosine_similarity(self.identity(view), z) for view in views) / len(views)
 
     def _comes_back(self, z: Tensor, wanted: Tensor, key: Tensor, image: Image) -> Tensor:
         """How far what a recipient gets is from the best to be had, ``(B,)``: code ``z`` and style codes ``wanted``."""

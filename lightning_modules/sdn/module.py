@@ -36,6 +36,7 @@ from lightning_modules.sdn.networks import (
     hashed,
     oval,
     stages,
+    turned,
 )
 from lightning_modules.sdn.sefa import style_directions
 
@@ -80,6 +81,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
     Args:
         size: Pixels of a picture: 64, 128 or 256.
         width: Channels of the first layer; 64 is the paper-like size, 24 what a CPU trains.
+        discriminator_width: Channels of the discriminator's first layer; ``None``: as ``width``.
         key_bits: Bits of the password.
         attributes: Number of attribute factors; 0 for none.
         identities: Largest number of training people; labels beyond it are refused.
@@ -94,11 +96,13 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         wrong_factors: Open with wrong factors while training; ``False`` leaves that leg out (an ablation).
         avalanche: Hash password and attributes to the bits that the network sees, so that one wrong bit or attribute is
             as wrong as a strange password; ``False`` shows it the password's own bits.
+        turning: Rotate the channels of the spatial code by what factors hash to, and back on recovery, so that wrong
+            factors miss by construction; ``False`` leaves telling them apart to the styles.
         window: Change the face alone, within an oval of the aligned crop: what lies around it stays as it is.
         pursuit: Weight of the classifier's search for the original person in anonymized and wrongly opened faces. At
             0 it learns from real faces alone, and changes that nobody sees can mislead it.
         first: A first stage, from scratch on the same faces: ``classifier`` trains it alone, ``autoencoder`` trains
-            encoder and decoder to give pictures back under any factors; ``None``: all together.
+            encoder and decoder to bring pictures back under any factors; ``None``: all together.
         accumulate: Batches whose gradients add up to one training step.
         clip: Largest norm of each optimizer's gradients.
         seed: Where training keys come from.
@@ -112,6 +116,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         self,
         size: int = 128,
         width: int = 64,
+        discriminator_width: int | None = None,
         key_bits: int = 64,
         attributes: int = 0,
         identities: int = 8192,
@@ -124,6 +129,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         wrong_factors: bool = True,
         near_misses: float = 0.5,
         avalanche: bool = True,
+        turning: bool = True,
         window: bool = True,
         pursuit: float = 0.5,
         first: Literal["classifier", "autoencoder"] | None = None,
@@ -142,11 +148,12 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         self.attributes, self.identities, self.information_warmup = attributes, identities, information_warmup
         self.jpeg, self.wrong_factors, self.near_misses = jpeg, wrong_factors, near_misses
         self.avalanche, self.pursuit, self.first = avalanche, pursuit, first
+        self.turning, self.channels = turning, width << stages(size)
         self.register_buffer("window", oval(size) if window else torch.ones(size, size), persistent=False)
         self.encoder, self.decoder = Encoder(width, stages(size)), Decoder(width, stages(size))
         self.factors = Factors(key_bits + attributes)
         self.password_head = PasswordHead(width, key_bits)
-        self.discriminator = PatchDiscriminator(width, attributes)
+        self.discriminator = PatchDiscriminator(discriminator_width or width, attributes)
         self.classifier = Classifier(width)
         self.centres = nn.Parameter(torch.randn(identities, 256) * 0.05)
         self.recovered_head, self.hidden_head = GaussianHead(), GaussianHead()
@@ -165,8 +172,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
 
     def edit(self, face: FaceBatch, key: Tensor, shift: Float[Tensor, " style"]) -> Image:
         """Hide faces with their style moved by ``shift``: a multiple of one of :meth:`edit_directions`."""
-        style = self._style(self._factors(face, key), +1.0) + shift
-        return self._within(face.image, self.decoder(self.encoder(face.image), style))
+        return self._hide(face.image, self.encoder(face.image), self._factors(face, key), shift)
 
     @torch.no_grad()
     def edit_directions(self, count: int) -> Float[Tensor, "count style"]:
@@ -182,14 +188,25 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         styles = self.factors((2.0 * drawn - 1).to(directions), +1.0)
         return directions * (styles @ directions.mT).std(0)[:, None]
 
-    def _hide(self, image: Tensor, code: Tensor, factors: Tensor) -> Tensor:
-        return self._within(image, self.decoder(code, self._style(factors, +1.0)))
+    def _hide(self, image: Tensor, code: Tensor, factors: Tensor, shift: Tensor | float = 0.0) -> Tensor:
+        style, code = self._style(factors, +1.0) + shift, self._turned(code, factors, back=False)
+        return self._within(image, self.decoder(code, style, image))
 
     def _open(self, image: Tensor, *factors: Tensor) -> list[Tensor]:
         """One encoding, opened under each of some factors; dual inference takes the same two networks."""
         encoder, decoder = (self.encoder, self.decoder) if self.opener is None else self.opener
         code = encoder(image)
-        return [self._within(image, decoder(code, self._style(under, -1.0))) for under in factors]
+        return [
+            self._within(image, decoder(self._turned(code, under, back=True), self._style(under, -1.0), image))
+            for under in factors
+        ]
+
+    def _turned(self, code: Tensor, factors: Tensor, back: bool) -> Tensor:
+        if not self.turning:
+            return code
+        bits = self.key_spec.length  # those that styles see come first, and tell nothing of the others
+        signs = hashed(factors, bits + 2 * self.channels)[:, bits:].unflatten(1, (self.channels, 2))
+        return turned(code, signs, back)
 
     def _style(self, factors: Tensor, direction: float) -> Tensor:
         return self.factors(self._seen(factors), direction)
@@ -277,14 +294,13 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         )
 
     def _autoencoder_loss(self, face: FaceBatch) -> Tensor:
-        """Both directions in turn give the picture back, under random factors."""
+        """Hidden under random factors and opened with them, a picture comes back, and its layout stays on the way."""
         spec = KeySpec("bits", self.key_spec.length + self.attributes)
         factors = self.training_keys(spec, face.sample, 0)
-        hides = self.global_step % 2 == 0
-        made = (
-            self._hide(face.image, self.encoder(face.image), factors) if hides else self._open(face.image, factors)[0]
-        )
-        return F.l1_loss(made, face.image) + 0.1 * ms_ssim_loss(made, face.image)
+        anonymized = self._hide(face.image, self.encoder(face.image), factors)
+        (recovered,) = self._open(send_straight(anonymized, self.jpeg, self.global_step), factors)
+        back = F.l1_loss(recovered, face.image) + 0.1 * ms_ssim_loss(recovered, face.image)
+        return back + 0.1 * losses.layout(anonymized, face.image)
 
     def _classifier_loss(self, face: FaceBatch, legs: Legs | None = None) -> Tensor:
         """Who is who among real faces, and who was who among anonymized and wrongly opened ones."""

@@ -6,6 +6,8 @@ Sizes are OURS (methods: the paper gives none). A picture of 128 px at width 64 
 from __future__ import annotations
 
 import hashlib
+import math
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 
 CODE = 16  # pixels of the side of the spatial code, whatever the size of the picture
 STYLE = 256
+LAYOUT = 8  # pixels of the side of the small picture that the decoder sees beside the code
 
 
 def stages(size: int) -> int:
@@ -91,6 +94,34 @@ def hashed(factors: Float[Tensor, "batch length"], bits: int) -> Float[Tensor, "
     return factors.new_tensor(rows).reshape(-1, bits)
 
 
+def turned(
+    code: Float[Tensor, "batch channels side side"], signs: Float[Tensor, "batch channels two"], back: bool
+) -> Float[Tensor, "batch channels side side"]:
+    """Rotate the channels of a spatial code by ``D₂ C D₁``: diagonals of signs around a cosine transform (ours).
+
+    Turned back under other signs, codes have nothing in common with the right ones, before anything is learned.
+
+    Args:
+        code: Spatial codes.
+        signs: The diagonals D₁ and D₂ of each face, in {−1, +1}.
+        back: Undo the rotation.
+    """
+    first, last = signs[:, :, None, None, :].to(code).unbind(-1)
+    matrix = cosines(code.shape[1]).to(code)[:, :, None, None]
+    if back:
+        return F.conv2d(code * last, matrix.transpose(0, 1)) * first
+    return F.conv2d(code * first, matrix) * last
+
+
+@cache
+def cosines(order: int) -> Float[Tensor, "order order"]:
+    """The orthonormal discrete cosine transform (type II) of any order, one frequency a row."""
+    ticks = torch.arange(order, dtype=torch.float64)
+    rows = torch.cos(math.pi / order * ticks[:, None] * (ticks[None] + 0.5)) * math.sqrt(2 / order)
+    rows[0] /= math.sqrt(2)
+    return rows.float()
+
+
 class Factors(nn.Module):
     """Password bits, attributes and the direction (+1 anonymize, −1 recover) → style ``(B, 256)``."""
 
@@ -137,7 +168,7 @@ class _StyledResidual(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Spatial code and style → picture in [-1, 1]; one decoder serves both directions (dual inference).
+    """Spatial code, style and layout → picture in [-1, 1]; one decoder serves both directions (dual inference).
 
     AdaIN in the residual branches; the upsampling stages are scaled by the style and not normalised, so that contrast
     passes.
@@ -146,7 +177,7 @@ class Decoder(nn.Module):
     def __init__(self, width: int, stages: int = 3, blocks: int = 6) -> None:
         super().__init__()
         channels = width << stages
-        self.inject = nn.Conv2d(channels + STYLE, channels, 1)
+        self.inject = nn.Conv2d(channels + STYLE + 3, channels, 1)
         self.blocks = nn.ModuleList(_StyledResidual(channels) for _ in range(blocks))
         self.ups = nn.ModuleList(
             nn.Conv2d(width << stage, width << (stage - 1), 3, padding=1) for stage in range(stages, 0, -1)
@@ -156,11 +187,18 @@ class Decoder(nn.Module):
         self.out = nn.Conv2d(width, 3, 7, padding=3)
 
     def forward(
-        self, code: Float[Tensor, "batch code side side"], style: Float[Tensor, "batch style"]
+        self,
+        code: Float[Tensor, "batch code side side"],
+        style: Float[Tensor, "batch style"],
+        image: Float[Tensor, "batch 3 h w"],
     ) -> Float[Tensor, "batch 3 h w"]:
-        """Decode under a style, which is tiled into the code and modulates every layer."""
+        """Decode under a style, which is tiled into the code and modulates every layer.
+
+        Of the picture at hand the decoder sees 8 by 8 means: where what is, and its colours, but not whose.
+        """
         tiled = style[:, :, None, None].expand(-1, -1, *code.shape[2:])
-        x = self.inject(torch.cat([code, tiled], 1))
+        layout = F.interpolate(F.adaptive_avg_pool2d(image, LAYOUT), code.shape[2:], mode="bilinear")
+        x = self.inject(torch.cat([code, tiled, layout], 1))
         for block in self.blocks:
             x = block(x, style)
         for up, scale in zip(self.ups, self.scales, strict=True):
