@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 import struct
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy import ndarray
 from PIL import Image
 from rich.progress import Progress
+from torch import Tensor
 
+from datamodules.batch import FaceBatch
 from datamodules.detection import Detector
 from datamodules.files import write_whole
 from datamodules.photo_files import SIDECAR, Found, Photo, encode_photo, peek, sidecar
@@ -165,7 +169,7 @@ class Hiding:
         weights: Hash of what it has learned.
         size: Pixels of its crop.
         mode: ``verify`` or ``decoy``.
-        seal: ``none`` or ``original``.
+        seal: ``none``, ``code`` or ``original``.
         header: ``picture``, ``sidecar`` or ``both``.
         faces: ``all`` or ``largest``.
         on_no_face: ``fail``, ``skip`` or ``copy``.
@@ -196,6 +200,7 @@ class Anonymizing(PhotoJob):
         secret: What a person holds; ``None`` for a method without a key and without seals.
         detector: What finds faces.
         threshold: Of the check, for the manifest.
+        code_of: Originals ``(B, 3, size, size)`` → their codes, where those are sealed.
     """
 
     verb = "anonymize"
@@ -209,10 +214,11 @@ class Anonymizing(PhotoJob):
         secret: Secret | None,
         detector: Detector,
         threshold: float,
+        code_of: Callable[[FaceBatch], Tensor | None] = lambda face: None,
     ) -> None:
         how = {**asdict(hiding), "detector": detector.name, "threshold": threshold}
         super().__init__(out, manifest, bar, how, secret)
-        self.hiding, self.detector, self.threshold = hiding, detector, threshold
+        self.hiding, self.detector, self.threshold, self.code_of = hiding, detector, threshold, code_of
         self.salt, self.cost = fresh(), Cost()
         self.master = stretch(secret, self.salt, self.cost) if secret is not None else None
 
@@ -273,28 +279,35 @@ class Anonymizing(PhotoJob):
         )
         height, width = opened.photo.pixels.shape[:2]
 
-        def made(seals: list[bytes | None]) -> Record:
-            faces = (
-                FaceRecord(
-                    opened.nonces[index],
-                    tuple(float(side) for side in place.box),
-                    tuple(float(number) for number in place.matrix.ravel()),
-                    place.attributes,
-                    seals[index],
-                )
-                for index, place in enumerate(opened.places)
+        faces = [
+            FaceRecord(
+                opened.nonces[index],
+                tuple(float(side) for side in place.box),
+                tuple(float(number) for number in place.matrix.ravel()),
+                place.attributes,
             )
-            return Record(header, width, height, self.hiding.size, tuple(faces))
-
-        record = made([None] * len(opened.places))
+            for index, place in enumerate(opened.places)
+        ]
+        record = Record(header, width, height, self.hiding.size, tuple(faces))
         if not keyed or self.master is None:
             return record
-        if self.hiding.seal == "original":
+        if self.hiding.seal != "none":
+            name = "code" if self.hiding.seal == "code" else "seal"
             bound = record.bound()
-            plain = [_cut(opened.photo.pixels, box) for box in opened.touched]
-            pairs = zip(opened.nonces, plain, strict=True)
-            record = made([seal(self.master, nonce, pixels, bound) for nonce, pixels in pairs])
+            sealed = [seal(self.master, face.nonce, plain, bound, name) for face, plain in self._plain(opened, faces)]
+            faces = [replace(face, **{name: one}) for face, one in zip(faces, sealed, strict=True)]
+            record = replace(record, faces=tuple(faces))
         return record.authenticated(self.master)
+
+    def _plain(self, opened: OpenPhoto, faces: list[FaceRecord]) -> list[tuple[FaceRecord, bytes]]:
+        """What of each face is sealed."""
+        if self.hiding.seal == "original":
+            plain = [_cut(opened.photo.pixels, box) for box in opened.touched]
+        else:
+            rows = [opened.row(index, index) for index in range(len(faces))]
+            codes = [self.code_of(FaceBatch(*(value[None] for value in row))) for row in rows]
+            plain = [code.half().cpu().numpy().astype("<f2").tobytes() for code in codes if code is not None]
+        return list(zip(faces, plain, strict=True))
 
 
 class Recovering(PhotoJob):
@@ -355,6 +368,12 @@ class Recovering(PhotoJob):
             return OpenPhoto(photo, [], notes=notes)
         if record.faces:
             self._fits(record)
+        codes = [
+            (face, unseal(master, face.nonce, face.code, record.bound(), "code")) for face in record.faces if face.code
+        ]
+        notes["codes"] = {
+            face.nonce: torch.from_numpy(np.frombuffer(code, "<f2").astype(np.float32)) for face, code in codes
+        }
         places = [Place(np.array(f.box), np.array(f.place).reshape(2, 3), f.attributes) for f in record.faces]
         return OpenPhoto(photo, places, nonces=[face.nonce for face in record.faces], notes=notes)
 
@@ -378,6 +397,11 @@ class Recovering(PhotoJob):
         """The key of a face under way, from its nonce."""
         opened, index = self.photos.open[sample]
         return opened.notes["master"].derive(LABEL, opened.nonces[index])
+
+    def code_of(self, sample: int) -> Tensor | None:
+        """The code of a face under way that was sealed, ``(n,)``; ``None`` where none was."""
+        opened, index = self.photos.open[sample]
+        return opened.notes["codes"].get(opened.nonces[index])
 
     def done(self, opened: OpenPhoto, pixels: ndarray) -> None:
         """Write a recovered picture."""

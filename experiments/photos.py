@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 
+from datamodules.batch import FaceBatch
 from datamodules.detection import default_detector
 from datamodules.photo_files import Found, clear_parts, find_photos, peek, read_photo, sidecar
 from datamodules.photos import Photos
@@ -82,7 +84,8 @@ def anonymize(
         weights: What the method has learned: a checkpoint, safetensors or a card; by default the card of its name.
         secret_file: A file that holds the secret.
         mode: verify: a wrong secret is refused. decoy: it gives yet another face, and nothing tells guesses apart.
-        seal: original: the pixels that were replaced, encrypted, so that they come back bit for bit.
+        seal: original: the pixels that were replaced, encrypted, so that they come back bit for bit. code: the method's
+            own code of each face, encrypted, so that it comes back as well as the method can.
         header: Where the record goes that recovery needs: into the picture, beside it (NAME.keyveil), or both.
         faces: Which faces of a picture.
         on_no_face: What becomes of a picture without a face: an error, nothing, or a copy without metadata.
@@ -99,14 +102,14 @@ def anonymize(
         ValueError: Two options do not go together, or there is no secret.
         OSError: A path is not there, or the output folder cannot be written.
     """
-    if seal == "code":
-        raise ValueError("no method seals its identity code yet; seal the pixels by --seal original")
     if seal != "none" and mode == "decoy":
         raise ValueError("--seal needs --mode verify: what a secret opens would tell guesses of it apart")
     found, folder = _places(paths, out)
     network, name = _method(method, weights, refine, accelerator)
     if network.attributes:
         raise ValueError(f"{name} has {network.attributes} attributes as factors, which pictures come without")
+    if seal == "code" and type(network).code_of is ReversibleAnonymizer.code_of:
+        raise ValueError(f"{name} has no code of a face that could be sealed; seal the pixels by --seal original")
     secret = None
     if network.key_spec.kind != "none" or seal != "none":
         secret = read_secret(secret_file, confirm=True)
@@ -116,7 +119,8 @@ def anonymize(
     )
     with _Folder(folder) as manifest, _progress(len(found), "anonymizing") as bar:
         gate = Gate()
-        job = Anonymizing(folder, manifest, bar, hiding, secret, default_detector(), gate.threshold)
+        codes = partial(_codes, network)
+        job = Anonymizing(folder, manifest, bar, hiding, secret, default_detector(), gate.threshold, codes)
         step = PhotoStep(network, "anonymize", job.key_of)
         return _predict(job, found, step, PasteBack(gate), batch_size, accelerator, devices, keep_metadata)
 
@@ -160,7 +164,7 @@ def recover(
     secret = read_secret(secret_file)
     with _Folder(folder) as manifest, _progress(len(found), "recovering") as bar:
         job = Recovering(folder, manifest, bar, network, name, secret, keep_metadata)
-        step = None if network is None else PhotoStep(network, "recover", job.key_of)
+        step = None if network is None else PhotoStep(network, "recover", job.key_of, job.code_of)
         return _predict(job, found, step, PasteBack(), batch_size, accelerator, devices, keep_metadata)
 
 
@@ -177,9 +181,7 @@ def inspect(path: str) -> int:
         "weights": record.header.weights,
         "mode": "decoy" if record.header.decoy else "verify",
         "size": [record.width, record.height],
-        "faces": [
-            {"box": [round(side) for side in face.box], "sealed_bytes": len(face.seal or b"")} for face in record.faces
-        ],
+        "faces": [{"box": [round(side) for side in face.box], "sealed_bytes": face.sealed} for face in record.faces],
     }
     print(json.dumps(told, indent=2))
     return 0
@@ -283,6 +285,12 @@ def _method_of(found: list[Found]) -> str | None:
         if record.faces and any(face.seal is None for face in record.faces):
             return record.header.method if record.header.method in METHODS else None
     return None
+
+
+@torch.no_grad()
+def _codes(network: ReversibleAnonymizer, face: FaceBatch) -> torch.Tensor | None:
+    """A method's codes of faces, on its device."""
+    return network.code_of(network.fit_size(FaceBatch(*(value.to(network.device) for value in face))))
 
 
 def _progress(total: int, verb: str) -> Progress:

@@ -84,6 +84,21 @@ class ReversibleAnonymizer(L.LightningModule):
         """
         raise ValueError(f"{type(self).__name__} is not reversible; only the sealed original can be recovered")
 
+    def code_of(self, face: FaceBatch) -> Tensor | None:
+        """What ``--seal code`` keeps of originals, ``(B, n)``: what recovery else reads off the pictures, less well.
+
+        ``None`` where a method has no such code.
+        """
+        return None
+
+    def recover_from(self, face: FaceBatch, code: Tensor) -> Image:
+        """Bring anonymized faces back by their own codes, ``(B, n)`` of :meth:`code_of`, instead of a key.
+
+        Raises:
+            ValueError: If the method has no such code.
+        """
+        raise ValueError(f"{type(self).__name__} has no code of a face to seal or to recover from")
+
     def invert(self, face: FaceBatch) -> Image | None:
         """Encode and decode without a key: the bound of any recovery. ``None`` where a method has none."""
         return None

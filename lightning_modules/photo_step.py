@@ -21,13 +21,18 @@ class PhotoStep(L.LightningModule):
         method: The method, in eval mode.
         verb: Which of its two verbs.
         key_of: A face's running number → its key; when anonymizing, a fresh one at every call.
+        code_of: When recovering, a face's running number → the code that was sealed, or ``None``.
     """
 
     def __init__(
-        self, method: ReversibleAnonymizer, verb: Literal["anonymize", "recover"], key_of: Callable[[int], Key]
+        self,
+        method: ReversibleAnonymizer,
+        verb: Literal["anonymize", "recover"],
+        key_of: Callable[[int], Key],
+        code_of: Callable[[int], Tensor | None] = lambda sample: None,
     ) -> None:
         super().__init__()
-        self.method, self.verb, self.key_of = method, verb, key_of
+        self.method, self.verb, self.key_of, self.code_of = method, verb, key_of, code_of
 
     @property
     def keyed(self) -> bool:
@@ -36,7 +41,20 @@ class PhotoStep(L.LightningModule):
 
     def predict_step(self, batch: FaceBatch, batch_idx: int = 0) -> Image:
         """What the method makes of the faces, ``(B, 3, size, size)`` in [-1, 1]."""
-        keys = [self.method.key_spec.numbers(self.key_of(int(sample))) for sample in batch.sample]
-        numbers = torch.stack(keys).to(batch.image.device)
-        verb: Callable[[FaceBatch, Tensor], Tensor] = getattr(self.method, self.verb)
-        return verb(self.method.fit_size(batch), numbers)
+        face, samples = self.method.fit_size(batch), [int(sample) for sample in batch.sample]
+        keys = torch.stack([self.method.key_spec.numbers(self.key_of(sample)) for sample in samples])
+        codes = [self.code_of(sample) for sample in samples]
+        if all(code is None for code in codes):
+            verb: Callable[[FaceBatch, Tensor], Tensor] = getattr(self.method, self.verb)
+            return verb(face, keys.to(face.image))
+        made = torch.empty_like(face.image)
+        for sealed in (True, False):
+            rows = [index for index, code in enumerate(codes) if (code is not None) == sealed]
+            if not rows:
+                continue
+            part = FaceBatch(*(value[rows] for value in face))
+            if sealed:
+                made[rows] = self.method.recover_from(part, torch.stack([codes[row] for row in rows]).to(part.image))
+            else:
+                made[rows] = self.method.recover(part, keys[rows].to(part.image))
+        return made

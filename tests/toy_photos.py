@@ -50,6 +50,12 @@ class ToyMethod(ReversibleAnonymizer):
     def recover(self, face, key):
         return torch.stack([self._turn(image, bits, -1) for image, bits in zip(face.image, key, strict=True)])
 
+    def code_of(self, face):
+        return face.image.flatten(1)
+
+    def recover_from(self, face, code):
+        return code.view_as(face.image)
+
     @staticmethod
     def _turn(image, bits, direction):
         image, middle = image.clone(), image[:, 16:48, 16:48]

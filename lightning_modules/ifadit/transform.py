@@ -175,6 +175,14 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         code = self.compensate(self.identity(face.image), key)
         return self.compose(self.open(code, key), self.attributes_of(face.image), face.image)
 
+    def code_of(self, face: FaceBatch) -> Tensor:
+        """Identity codes ``(B, 512)``."""
+        return self.identity(face.image)
+
+    def recover_from(self, face: FaceBatch, code: Tensor) -> Image:
+        """Bring faces back by their own identity codes ``(B, 512)``: only attributes are read off the pictures."""
+        return self.compose(code, self.attributes_of(face.image), face.image)
+
     def invert(self, face: FaceBatch) -> Image:
         """The auto-encoding of the face, the bound of any recovery."""
         return self.compose(self.identity(face.image), self.attributes_of(face.image), face.image)

@@ -20,6 +20,7 @@ from lightning_modules.keys.material import NONCE_BYTES, MasterKey, fresh, need_
 MAC_BYTES = 32
 _SIDE = 100_000  # pixels, the longest side of a picture
 _FACES = 1_000
+SEALS = ("seal", "code")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class FaceRecord:
         box: Left, top, right, bottom as the detector said, in pixels.
         place: Affine map from picture pixels to the method's crop, row by row, six numbers.
         attributes: -1 or +1 for each attribute that was a factor beside the key.
-        seal: What :func:`seal` made of something of the original.
+        seal: What :func:`seal` made of the original's pixels.
+        code: What :func:`seal` made of the method's code of the original.
 
     Raises:
         ValueError: If a field is not what is said here.
@@ -42,6 +44,7 @@ class FaceRecord:
     place: tuple[float, ...]
     attributes: tuple[int, ...] = ()
     seal: bytes | None = None
+    code: bytes | None = None
 
     def __post_init__(self) -> None:
         need_bytes("nonce", self.nonce, NONCE_BYTES)
@@ -54,13 +57,19 @@ class FaceRecord:
         if len(self.attributes) > 1000 or not set(self.attributes) <= {-1, 1}:
             raise ValueError("a face's attributes must be -1 or 1, at most 1000")
 
+    @property
+    def sealed(self) -> int:
+        """Bytes that are sealed."""
+        return sum(len(getattr(self, name) or b"") for name in SEALS)
+
     def to_dict(self, sealed: bool = True) -> dict[str, Any]:
-        """Plain values; bytes in hexadecimal, the seal in base64."""
+        """Plain values; bytes in hexadecimal, what is sealed in base64."""
         found: dict[str, Any] = {"nonce": self.nonce.hex(), "box": list(self.box), "place": list(self.place)}
         if self.attributes:
             found["attributes"] = list(self.attributes)
-        if sealed and self.seal is not None:
-            found["seal"] = base64.b64encode(self.seal).decode()
+        for name in SEALS:
+            if sealed and getattr(self, name) is not None:
+                found[name] = base64.b64encode(getattr(self, name)).decode()
         return found
 
     @classmethod
@@ -70,7 +79,9 @@ class FaceRecord:
         Raises:
             ValueError: If a field is missing, unknown or malformed.
         """
-        _fields("a face", found, {"nonce": str, "box": list, "place": list}, {"attributes": list, "seal": str})
+        _fields(
+            "a face", found, {"nonce": str, "box": list, "place": list}, {"attributes": list, "seal": str, "code": str}
+        )
         for name in ("box", "place"):
             if len(found[name]) > 6 or not all(type(n) in (int, float) and abs(n) <= 1e6 for n in found[name]):
                 raise ValueError(f"a face's {name} must be finite numbers up to a million")
@@ -78,11 +89,11 @@ class FaceRecord:
         if not all(type(n) is int for n in asked):
             raise ValueError("a face's attributes must be whole numbers")
         try:
-            seal = base64.b64decode(found["seal"], validate=True) if "seal" in found else None
+            seals = {name: base64.b64decode(found[name], validate=True) for name in SEALS if name in found}
         except (binascii.Error, ValueError):
-            raise ValueError("a face's seal must be base64") from None
+            raise ValueError("a face's seal and code must be base64") from None
         numbers = {name: tuple(float(n) for n in found[name]) for name in ("box", "place")}
-        return cls(_unhex("nonce", found["nonce"]), **numbers, attributes=tuple(asked), seal=seal)
+        return cls(_unhex("nonce", found["nonce"]), **numbers, attributes=tuple(asked), **seals)
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,7 @@ class Record:
             raise ValueError(f"a record has at most {_FACES} faces")
         if self.mac is not None:
             need_bytes("authentication", self.mac, MAC_BYTES)
-        if self.header.decoy and (self.mac is not None or any(face.seal is not None for face in self.faces)):
+        if self.header.decoy and (self.mac is not None or any(face.sealed for face in self.faces)):
             raise ValueError("a record in decoy mode may hold nothing that depends on the secret")
 
     def bound(self) -> bytes:
@@ -191,7 +202,7 @@ class Record:
         return master
 
 
-def seal(master: MasterKey, nonce: bytes, plain: bytes, bound: bytes) -> bytes:
+def seal(master: MasterKey, nonce: bytes, plain: bytes, bound: bytes, label: str = "seal") -> bytes:
     """Encrypt something of the original: AES-256-GCM under a key of the face's own nonce.
 
     Args:
@@ -199,24 +210,26 @@ def seal(master: MasterKey, nonce: bytes, plain: bytes, bound: bytes) -> bytes:
         nonce: The face's, 16 bytes.
         plain: What is sealed.
         bound: What the seal belongs to (:meth:`Record.bound`); it opens with nothing else.
+        label: What it is for, one of :data:`SEALS`; each has its own key.
 
     Returns:
         12 random bytes, the cipher text and 16 bytes of authentication.
     """
     start = fresh()[:12]
-    return start + AESGCM(master.derive("seal", nonce).material()).encrypt(start, plain, bound)
+    return start + AESGCM(master.derive(label, nonce).material()).encrypt(start, plain, bound)
 
 
-def unseal(master: MasterKey, nonce: bytes, sealed: bytes, bound: bytes) -> bytes:
+def unseal(master: MasterKey, nonce: bytes, sealed: bytes, bound: bytes, label: str = "seal") -> bytes:
     """Undo :func:`seal`.
 
     Raises:
         ValueError: If the secret is another one, or anything was altered.
     """
     try:
-        return AESGCM(master.derive("seal", nonce).material()).decrypt(sealed[:12], sealed[12:], bound)
+        return AESGCM(master.derive(label, nonce).material()).decrypt(sealed[:12], sealed[12:], bound)
     except (InvalidTag, ValueError):
-        raise ValueError("the sealed original does not open: another secret, or it was altered") from None
+        what = "original" if label == "seal" else label
+        raise ValueError(f"the sealed {what} does not open: another secret, or it was altered") from None
 
 
 def _compact(found: dict[str, Any]) -> bytes:
