@@ -19,6 +19,7 @@ from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
+from datamodules.alignment import warp
 from datamodules.batch import FaceBatch
 from datamodules.detection import Detector
 from datamodules.files import write_whole
@@ -171,10 +172,11 @@ class Hiding:
         mode: ``verify`` or ``decoy``.
         seal: ``none``, ``code`` or ``original``.
         header: ``picture``, ``sidecar`` or ``both``.
-        faces: ``all`` or ``largest``.
+        faces: ``all``, ``largest`` or ``except``.
         on_no_face: ``fail``, ``skip`` or ``copy``.
         keep_metadata: Whether date, camera, exposure and copyright stay.
         refine: Steps of optimisation a face; ``None`` where a method has none.
+        spared: Hashes of the pictures of people who stay as they are.
     """
 
     method: str
@@ -187,6 +189,7 @@ class Hiding:
     on_no_face: str
     keep_metadata: bool
     refine: int | None
+    spared: tuple[str, ...] = ()
 
 
 class Anonymizing(PhotoJob):
@@ -201,6 +204,7 @@ class Anonymizing(PhotoJob):
         detector: What finds faces.
         threshold: Of the check, for the manifest.
         code_of: Originals ``(B, 3, size, size)`` → their codes, where those are sealed.
+        known: Crops → whether each is of somebody who stays as they are; ``None``: nobody does.
     """
 
     verb = "anonymize"
@@ -215,10 +219,12 @@ class Anonymizing(PhotoJob):
         detector: Detector,
         threshold: float,
         code_of: Callable[[FaceBatch], Tensor | None] = lambda face: None,
+        known: Callable[[list[ndarray]], list[bool]] | None = None,
     ) -> None:
-        how = {**asdict(hiding), "detector": detector.name, "threshold": threshold}
+        how = {**asdict(hiding), "spared": list(hiding.spared), "detector": detector.name, "threshold": threshold}
         super().__init__(out, manifest, bar, how, secret)
-        self.hiding, self.detector, self.threshold, self.code_of = hiding, detector, threshold, code_of
+        self.hiding, self.detector, self.threshold = hiding, detector, threshold
+        self.code_of, self.known = code_of, known
         self.salt, self.cost = fresh(), Cost()
         self.master = stretch(secret, self.salt, self.cost) if secret is not None else None
 
@@ -238,7 +244,13 @@ class Anonymizing(PhotoJob):
         """Faces of a picture; one that keyveil made is refused, since its record would be lost."""
         if photo.record is not None or sidecar(photo.found.path).exists():
             raise ValueError("it was anonymized by keyveil already; anonymize the original, or recover it first")
-        places, left = look_for_places(photo.pixels, self.detector, self.hiding.size, self.hiding.faces)
+        which = "largest" if self.hiding.faces == "largest" else "all"
+        places, left = look_for_places(photo.pixels, self.detector, self.hiding.size, which)
+        if self.known is not None and places:
+            stay = self.known([warp(photo.pixels, place.matrix, self.hiding.size) for place in places])
+            places, left = [place for place, stays in zip(places, stay, strict=True) if not stays], left + sum(stay)
+            if not places:
+                return OpenPhoto(photo, [], left)
         if not places and self.hiding.on_no_face == "fail":
             raise ValueError("no face was found in it (see --on_no_face)")
         if not places and self.hiding.on_no_face == "skip":

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 
+from datamodules.alignment import warp
 from datamodules.batch import FaceBatch
-from datamodules.detection import default_detector
+from datamodules.detection import Detector, default_detector
 from datamodules.photo_files import Found, clear_parts, find_photos, peek, read_photo, sidecar
-from datamodules.photos import Photos
+from datamodules.photos import Photos, look_for_places
 from experiments.build import load_method, method_spec
 from experiments.photo_jobs import Anonymizing, Hiding, PhotoJob, Recovering, parse_record, read_record
 from lightning_modules import manifest as manifests
@@ -63,7 +65,8 @@ def anonymize(
     mode: Literal["verify", "decoy"] = "verify",
     seal: Literal["none", "code", "original"] = "none",
     header: Literal["picture", "sidecar", "both"] = "picture",
-    faces: Literal["all", "largest"] = "all",
+    faces: Literal["all", "largest", "except"] = "all",
+    except_for: str | None = None,
     on_no_face: Literal["fail", "skip", "copy"] = "fail",
     keep_metadata: bool = False,
     refine: int | None = None,
@@ -87,7 +90,9 @@ def anonymize(
         seal: original: the pixels that were replaced, encrypted, so that they come back bit for bit. code: the method's
             own code of each face, encrypted, so that it comes back as well as the method can.
         header: Where the record goes that recovery needs: into the picture, beside it (NAME.keyveil), or both.
-        faces: Which faces of a picture.
+        faces: Which faces of a picture. except: all but those of the people of --except_for.
+        except_for: A picture of somebody who stays as they are, or a folder of such pictures, one a person or more. One
+            stranger in a thousand is taken for each of them: look at what was written.
         on_no_face: What becomes of a picture without a face: an error, nothing, or a copy without metadata.
         keep_metadata: Keep date, camera, exposure and copyright; by default nothing is kept but the colour profile.
         refine: Steps of optimisation a face, for ifadit.
@@ -104,6 +109,8 @@ def anonymize(
     """
     if seal != "none" and mode == "decoy":
         raise ValueError("--seal needs --mode verify: what a secret opens would tell guesses of it apart")
+    if (faces == "except") != bool(except_for):
+        raise ValueError("--faces except and --except_for go together: whose faces stay as they are?")
     found, folder = _places(paths, out)
     network, name = _method(method, weights, refine, accelerator)
     if network.attributes:
@@ -114,13 +121,16 @@ def anonymize(
     if network.key_spec.kind != "none" or seal != "none":
         secret = read_secret(secret_file, confirm=True)
     steps = getattr(network, "refine", None)
+    gate, detector = Gate(), default_detector()
+    spared, digests = _spared(except_for, detector, network.size) if except_for else ([], ())
     hiding = Hiding(
-        name, weights_hash(network), network.size, mode, seal, header, faces, on_no_face, keep_metadata, steps
+        name, weights_hash(network), network.size, mode, seal, header, faces, on_no_face, keep_metadata, steps, digests
     )
     with _Folder(folder) as manifest, _progress(len(found), "anonymizing") as bar:
-        gate = Gate()
-        codes = partial(_codes, network)
-        job = Anonymizing(folder, manifest, bar, hiding, secret, default_detector(), gate.threshold, codes)
+        known = partial(gate.knows, spared) if spared else None
+        job = Anonymizing(
+            folder, manifest, bar, hiding, secret, detector, gate.threshold, partial(_codes, network), known
+        )
         step = PhotoStep(network, "anonymize", job.key_of)
         return _predict(job, found, step, PasteBack(gate), batch_size, accelerator, devices, keep_metadata)
 
@@ -285,6 +295,24 @@ def _method_of(found: list[Found]) -> str | None:
         if record.faces and any(face.seal is None for face in record.faces):
             return record.header.method if record.header.method in METHODS else None
     return None
+
+
+def _spared(path: str, detector: Detector, size: int) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """Crops of the people who stay as they are, and the hashes of their pictures.
+
+    Raises:
+        OSError: There is no such picture, or it cannot be read.
+        ValueError: A picture has no face.
+    """
+    crops, digests = [], []
+    for one in find_photos([path], Path(path, "-"))[0]:
+        photo = _read(one.path)
+        places, _ = look_for_places(photo.pixels, detector, size, "largest")
+        if not places:
+            raise ValueError(f"no face was found in {one.path}, whose face is to stay")
+        crops.append(warp(photo.pixels, places[0].matrix, size))
+        digests.append(photo.digest)
+    return crops, tuple(digests)
 
 
 @torch.no_grad()

@@ -148,6 +148,23 @@ def test_sealed_codes_recover_what_a_method_alone_would_lose():
     assert sealed[1] == 0
 
 
+def test_who_is_to_stay_stays():
+    save("friends/one.png", seed=7)
+    Image.fromarray(np.hstack([picture(seed=7), picture(seed=8)])).save("group.png")
+    assert hide("group.png", "friends/one.png", faces="except", except_for="friends") == 0
+    changed = (pixels("group.png") != pixels("safe/group.png")).any(2)
+    assert not changed[:, :100].any()
+    assert changed[:, 100:].any()
+    assert (pixels("safe/one.png") == pixels("friends/one.png")).all()
+    told = {e["picture"]: e["faces"] for e in entries() if "faces" in e}
+    assert told["group.png"] == {"found": 2, "changed": 1, "left": 1}
+    assert hide("group.png", faces="all", out="all") == 0
+    assert (pixels("group.png") != pixels("all/group.png")).any(2)[:, :100].any()
+    save("friends/one.png", seed=8)  # another friend: what was done before is no longer what is asked for
+    assert hide("group.png", faces="except", except_for="friends/one.png") == 0
+    assert not (pixels("group.png") != pixels("safe/group.png")).any(2)[:, 100:].any()
+
+
 def test_a_record_too_long_for_a_jpeg_lies_beside_it():
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 1400, 3), dtype=np.uint8)).save("a.jpg")
     assert hide("a.jpg", seal="original") == 0
@@ -482,6 +499,7 @@ def test_a_place_that_cannot_be_written_is_told_at_once(capsys):
         (["anonymize", "a.png", "--out", "x", "--method", "magic"], "expected a method of"),
         (["anonymize", "a.png", "--out", "x", "--method", "sdn"], "no weights of sdn"),
         (["anonymize", "a.png", "--out", "x", "--seal", "code", "--method", "blur"], "no code of a face"),
+        (["anonymize", "a.png", "--out", "x", "--faces", "except", "--method", "toy.yaml"], "go together"),
         (["inspect", "a.png"], "holds no record"),
         (["verify", "."], "there is no manifest"),
     ],

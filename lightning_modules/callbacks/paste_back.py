@@ -55,6 +55,13 @@ class Gate:
         )
         return (a * b).sum(1).tolist()
 
+    def knows(self, people: list[ndarray], others: list[ndarray]) -> list[bool]:
+        """Whether each crop ``(S, S, 3)`` of ``others`` is taken for one of ``people``."""
+        a, b = (
+            self.judge.embed(torch.stack([from_pixels(crop) for crop in crops])).double() for crops in (others, people)
+        )
+        return ((a @ b.mT).amax(1) > self.threshold).tolist()
+
 
 def opacity(crop: UInt8[ndarray, "s s 3"], made: UInt8[ndarray, "s s 3"]) -> Float[ndarray, "s s"]:
     """How much of a made face replaces the crop: 1 where the two differ, 0 a little beside it.

@@ -33,6 +33,7 @@ from lightning_modules.sdn.networks import (
     Factors,
     GaussianHead,
     PasswordHead,
+    depth,
     hashed,
     oval,
     stages,
@@ -148,7 +149,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         self.attributes, self.identities, self.information_warmup = attributes, identities, information_warmup
         self.jpeg, self.wrong_factors, self.near_misses = jpeg, wrong_factors, near_misses
         self.avalanche, self.pursuit, self.first = avalanche, pursuit, first
-        self.turning, self.channels = turning, width << stages(size)
+        self.turning, self.channels = turning, depth(stages(size))
         self.register_buffer("window", oval(size) if window else torch.ones(size, size), persistent=False)
         self.encoder, self.decoder = Encoder(width, stages(size)), Decoder(width, stages(size))
         self.factors = Factors(key_bits + attributes)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CODE = 16  # pixels of the side of the spatial code, whatever the size of the picture
+DEPTH = 16  # channels of the code of a picture of 64 pixels; each doubling of the side doubles them
 STYLE = 256
 LAYOUT = 8  # pixels of the side of the small picture that the decoder sees beside the code
 
@@ -22,6 +23,11 @@ LAYOUT = 8  # pixels of the side of the small picture that the decoder sees besi
 def stages(size: int) -> int:
     """Stride-2 stages from pictures of ``size`` pixels to the spatial code: 2, 3 and 4 for 64, 128 and 256."""
     return (size // CODE).bit_length() - 1
+
+
+def depth(stages: int) -> int:
+    """Channels of the spatial code: a third of the numbers of a picture of 64 px, a sixth of one of 128 px."""
+    return DEPTH << max(0, stages - 2)
 
 
 # Oval of an aligned crop that holds the face: centre and half axes (x, y) in shares of the side, and its soft edge.
@@ -41,7 +47,9 @@ def oval(side: int) -> Float[Tensor, "side side"]:
 
 
 class Encoder(nn.Module):
-    """Picture ``(B, 3, H, W)`` → spatial code ``(B, 2ˢ·width, H/2ˢ, W/2ˢ)`` after s stages: a vector would lose it.
+    """Picture ``(B, 3, H, W)`` → spatial code ``(B, 2ˢ·4, H/2ˢ, W/2ˢ)`` after s stages: a vector would lose it.
+
+    The code has fewer numbers than the picture: a picture must be able to carry it whichever way it is turned.
 
     Norms stand in the residual branches alone: behind the stem they would take contrast and colour from the code, and
     no recovery could give them back.
@@ -54,6 +62,7 @@ class Encoder(nn.Module):
             inner = width << stage
             layers += [nn.Conv2d(inner, 2 * inner, 4, 2, 1), nn.LeakyReLU(0.2)]
         layers += [_Residual(width << stages) for _ in range(blocks)]
+        layers += [nn.Conv2d(width << stages, depth(stages), 1)]
         self.layers = nn.Sequential(*layers)
         self.apply(_keep_variance)
 
@@ -177,7 +186,7 @@ class Decoder(nn.Module):
     def __init__(self, width: int, stages: int = 3, blocks: int = 6) -> None:
         super().__init__()
         channels = width << stages
-        self.inject = nn.Conv2d(channels + STYLE + 3, channels, 1)
+        self.inject = nn.Conv2d(depth(stages) + STYLE + 3, channels, 1)
         self.blocks = nn.ModuleList(_StyledResidual(channels) for _ in range(blocks))
         self.ups = nn.ModuleList(
             nn.Conv2d(width << stage, width << (stage - 1), 3, padding=1) for stage in range(stages, 0, -1)
