@@ -97,7 +97,7 @@ def _sdn(size: int = 128, batch: int = 4) -> Part:
     def build(device: torch.device) -> Work:
         encoder, decoder, factors = (m.to(device).eval() for m in (Encoder(64), Decoder(64), Factors(64)))
         image, bits = _random(batch, 3, size, size).to(device), _random(batch, 64).sign().to(device)
-        return Work(lambda: decoder(encoder(image), factors(bits, 1.0), image), batch, [encoder, decoder, factors])
+        return Work(lambda: decoder(encoder(image), factors(bits, 1.0)), batch, [encoder, decoder, factors])
 
     return Part(build, size)
 

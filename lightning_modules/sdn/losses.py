@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flows.precision import full_precision
-from lightning_modules.sdn.networks import LAYOUT
 
 Features = Float[Tensor, "batch d"]
 
@@ -61,7 +60,7 @@ def club(y: Features, mean: Features, log_variance: Features) -> Tensor:
     return 0.5 * (crossed - joint).sum(1).mean()
 
 
-def layout(image: Float[Tensor, "batch 3 h w"], target: Float[Tensor, "batch 3 h w"], cells: int = LAYOUT) -> Tensor:
+def layout(image: Float[Tensor, "batch 3 h w"], target: Float[Tensor, "batch 3 h w"], cells: int = 16) -> Tensor:
     """L1 of the means over a grid of ``cells`` × ``cells``: pose, hair and light stay, features may change (ours).
 
     The same L1 pixel by pixel would ask for the original's features too, against the terms that hide them.

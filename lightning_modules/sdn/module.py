@@ -3,8 +3,10 @@
 KNOWN: encoder, decoder, discriminator and classifier trained jointly without any pre-trained network; factors are a
 password and attributes; one network anonymizes and recovers; a wrong factor gives another face; a lower bound on
 I(original; recovered) is raised and an upper bound (CLUB) on I(original; anonymized) lowered.
-OURS: every size, every weight, the password head, the avalanche, the window, and that the classifier searches for the
-original person in what was made of them.
+OURS: every size, every weight, the password head, the avalanche, the window, that the classifier searches for the
+original person in what was made of them, and the texture: the networks paint another face over the 8 by 8 block means
+of a picture, which stay; what the original has beyond them lies on that face as a faint texture, turned by what the
+factors hash to. Recovery paints the same face, takes it off, turns the texture back, and lets the networks mend it.
 """
 
 from __future__ import annotations
@@ -27,14 +29,16 @@ from lightning_modules.networks.discriminators import PatchDiscriminator
 from lightning_modules.optimization import TrainingSteps
 from lightning_modules.sdn import losses
 from lightning_modules.sdn.networks import (
+    CELLS,
+    BlockCosines,
     Classifier,
     Decoder,
     Encoder,
     Factors,
     GaussianHead,
     PasswordHead,
-    depth,
     hashed,
+    means,
     oval,
     stages,
     turned,
@@ -59,8 +63,12 @@ class SDNWeights:
 
 
 class Legs(NamedTuple):
-    """The pictures of one training step; ``wrong`` where wrong factors are tried."""
+    """The pictures of one training step; ``wrong`` where wrong factors are tried.
 
+    ``painted`` is the anonymized face without its texture: a discriminator that sees the texture sees nothing else.
+    """
+
+    painted: Tensor
     anonymized: Tensor
     recovered: Tensor
     other: Tensor
@@ -69,7 +77,7 @@ class Legs(NamedTuple):
 
     def faked(self) -> list[Tensor]:
         """What the discriminator is to tell from faces."""
-        return [leg for leg in (self.anonymized, self.recovered, self.wrong) if leg is not None]
+        return [leg for leg in (self.painted, self.recovered, self.wrong) if leg is not None]
 
     def hidden(self) -> list[Tensor]:
         """What the original person is to be lost in."""
@@ -97,13 +105,14 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         wrong_factors: Open with wrong factors while training; ``False`` leaves that leg out (an ablation).
         avalanche: Hash password and attributes to the bits that the network sees, so that one wrong bit or attribute is
             as wrong as a strange password; ``False`` shows it the password's own bits.
-        turning: Rotate the channels of the spatial code by what factors hash to, and back on recovery, so that wrong
-            factors miss by construction; ``False`` leaves telling them apart to the styles.
+        turning: Rotate the texture by what factors hash to, so that wrong factors miss by construction; ``False``
+            leaves it as it is (an ablation).
+        strength: Amplitude of the texture, as a share of the original's own detail: more looks worse and outlives more.
         window: Change the face alone, within an oval of the aligned crop: what lies around it stays as it is.
         pursuit: Weight of the classifier's search for the original person in anonymized and wrongly opened faces. At
             0 it learns from real faces alone, and changes that nobody sees can mislead it.
         first: A first stage, from scratch on the same faces: ``classifier`` trains it alone, ``autoencoder`` trains
-            encoder and decoder to bring pictures back under any factors; ``None``: all together.
+            encoder and decoder to paint and to mend under any factors; ``None``: all together.
         accumulate: Batches whose gradients add up to one training step.
         clip: Largest norm of each optimizer's gradients.
         seed: Where training keys come from.
@@ -131,6 +140,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         near_misses: float = 0.5,
         avalanche: bool = True,
         turning: bool = True,
+        strength: float = 0.35,
         window: bool = True,
         pursuit: float = 0.5,
         first: Literal["classifier", "autoencoder"] | None = None,
@@ -149,7 +159,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         self.attributes, self.identities, self.information_warmup = attributes, identities, information_warmup
         self.jpeg, self.wrong_factors, self.near_misses = jpeg, wrong_factors, near_misses
         self.avalanche, self.pursuit, self.first = avalanche, pursuit, first
-        self.turning, self.channels = turning, depth(stages(size))
+        self.turning, self.strength, self.blocks = turning, strength, BlockCosines(size)
         self.register_buffer("window", oval(size) if window else torch.ones(size, size), persistent=False)
         self.encoder, self.decoder = Encoder(width, stages(size)), Decoder(width, stages(size))
         self.factors = Factors(key_bits + attributes)
@@ -165,7 +175,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
 
     def anonymize(self, face: FaceBatch, key: Tensor) -> Image:
         """Hide faces under password bits ``(B, key_bits)`` and the batch's attributes."""
-        return self._hide(face.image, self.encoder(face.image), self._factors(face, key))
+        return self._hide(face.image, self._factors(face, key))[1]
 
     def recover(self, face: FaceBatch, key: Tensor) -> Image:
         """Bring faces back under the same bits and attributes."""
@@ -173,7 +183,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
 
     def edit(self, face: FaceBatch, key: Tensor, shift: Float[Tensor, " style"]) -> Image:
         """Hide faces with their style moved by ``shift``: a multiple of one of :meth:`edit_directions`."""
-        return self._hide(face.image, self.encoder(face.image), self._factors(face, key), shift)
+        return self._hide(face.image, self._factors(face, key), shift)[1]
 
     @torch.no_grad()
     def edit_directions(self, count: int) -> Float[Tensor, "count style"]:
@@ -189,24 +199,36 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         styles = self.factors((2.0 * drawn - 1).to(directions), +1.0)
         return directions * (styles @ directions.mT).std(0)[:, None]
 
-    def _hide(self, image: Tensor, code: Tensor, factors: Tensor, shift: Tensor | float = 0.0) -> Tensor:
-        style, code = self._style(factors, +1.0) + shift, self._turned(code, factors, back=False)
-        return self._within(image, self.decoder(code, style, image))
+    def _hide(self, image: Tensor, factors: Tensor, shift: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+        """The face that is painted over the original, and that face with the original as its texture."""
+        painted = self._paint(image, factors, shift)
+        texture = self.blocks.picture(self._turned(self.blocks(image), factors, back=False))
+        return painted, self._within(image, painted + self.strength * texture)
 
     def _open(self, image: Tensor, *factors: Tensor) -> list[Tensor]:
-        """One encoding, opened under each of some factors; dual inference takes the same two networks."""
+        """Opened under each of some factors; dual inference takes the same two networks."""
         encoder, decoder = (self.encoder, self.decoder) if self.opener is None else self.opener
-        code = encoder(image)
-        return [
-            self._within(image, decoder(self._turned(code, under, back=True), self._style(under, -1.0), image))
-            for under in factors
-        ]
+        opened = []
+        for under in factors:
+            with torch.no_grad():  # painting is judged by what is painted
+                painted = self._paint(image, under)
+            code = self._turned(self.blocks(image - painted) / self.strength, under, back=True)
+            found = self._within(image, means(image) + self.blocks.picture(code))
+            opened.append(self._within(image, found + decoder(encoder(found), self._style(under, -1.0))))
+        return opened
+
+    def _paint(self, image: Tensor, factors: Tensor, shift: Tensor | float = 0.0) -> Tensor:
+        """Another face, from what is around the face and from the means of its blocks, which it keeps."""
+        blurred = F.interpolate(F.adaptive_avg_pool2d(image.float(), CELLS), image.shape[2:], mode="bicubic")
+        covered = self._within(image, blurred)
+        made = covered + self.decoder(self.encoder(covered), self._style(factors, +1.0) + shift)
+        return self._within(image, made + means(image) - means(made))
 
     def _turned(self, code: Tensor, factors: Tensor, back: bool) -> Tensor:
         if not self.turning:
             return code
         bits = self.key_spec.length  # those that styles see come first, and tell nothing of the others
-        signs = hashed(factors, bits + 2 * self.channels)[:, bits:].unflatten(1, (self.channels, 2))
+        signs = hashed(factors, bits + 2 * self.blocks.depth)[:, bits:].unflatten(1, (self.blocks.depth, 2))
         return turned(code, signs, back)
 
     def _style(self, factors: Tensor, direction: float) -> Tensor:
@@ -219,7 +241,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
 
     def _within(self, image: Tensor, made: Tensor) -> Tensor:
         """``made`` inside the window, the picture at hand around it."""
-        return image + self.window * (made - image)
+        return torch.where(self.window > 0, made.clamp(-1, 1), image)
 
     def _factors(self, face: FaceBatch, key: Tensor) -> Tensor:
         key = self.key_spec.check(key, len(face.image))
@@ -282,26 +304,25 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         return factors, others, torch.where(torch.special.ndtr(near) < self.near_misses, missed, strange), asked
 
     def _legs(self, image: Tensor, factors: Tensor, other: Tensor, wrong_factors: Tensor) -> Legs:
-        code = self.encoder(image)
-        anonymized = self._hide(image, code, factors)
-        received = send_straight(anonymized, self.jpeg, self.global_step)
+        painted, anonymized = self._hide(image, factors)
+        received = send_straight(anonymized.detach(), self.jpeg, self.global_step)
         recovered, *wrong = self._open(received, factors, *([wrong_factors] if self.wrong_factors else []))
         return Legs(
+            painted=painted,
             anonymized=anonymized,
             recovered=recovered,
-            other=self._hide(image, code, other),
+            other=self._hide(image, other)[1],
             wrong=wrong[0] if wrong else None,
-            again=self._hide(recovered, self.encoder(recovered), factors) if self.weights.cycle else anonymized,
+            again=self._hide(recovered, factors)[1] if self.weights.cycle else anonymized,
         )
 
     def _autoencoder_loss(self, face: FaceBatch) -> Tensor:
-        """Hidden under random factors and opened with them, a picture comes back, and its layout stays on the way."""
+        """Paint the face itself, as far as it can be guessed, under random factors; and mend what opens."""
         spec = KeySpec("bits", self.key_spec.length + self.attributes)
         factors = self.training_keys(spec, face.sample, 0)
-        anonymized = self._hide(face.image, self.encoder(face.image), factors)
-        (recovered,) = self._open(send_straight(anonymized, self.jpeg, self.global_step), factors)
-        back = F.l1_loss(recovered, face.image) + 0.1 * ms_ssim_loss(recovered, face.image)
-        return back + 0.1 * losses.layout(anonymized, face.image)
+        painted, anonymized = self._hide(face.image, factors)
+        (recovered,) = self._open(send_straight(anonymized.detach(), self.jpeg, self.global_step), factors)
+        return sum(F.l1_loss(made, face.image) + 0.1 * ms_ssim_loss(made, face.image) for made in (painted, recovered))
 
     def _classifier_loss(self, face: FaceBatch, legs: Legs | None = None) -> Tensor:
         """Who is who among real faces, and who was who among anonymized and wrongly opened ones."""
@@ -346,7 +367,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         likely = losses.gaussian_log_likelihood(original, *self.recovered_head(recovered)).mean()
         hidden = losses.club(anonymized, *self.hidden_head(original))
         self.log("train/club_nats", hidden.detach())  # as a term it has a weight that grows
-        layout = losses.layout(legs.anonymized, image)
+        layout = losses.layout(legs.painted, image)
         apart = losses.triplet(original, recovered, anonymized) + _far(anonymized, other)
         if legs.wrong is not None:
             wrong = self.classifier(legs.wrong)

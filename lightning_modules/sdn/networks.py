@@ -14,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flows.precision import full_precision
+
 CODE = 16  # pixels of the side of the spatial code, whatever the size of the picture
-DEPTH = 16  # channels of the code of a picture of 64 pixels; each doubling of the side doubles them
 STYLE = 256
-LAYOUT = 8  # pixels of the side of the small picture that the decoder sees beside the code
+CELLS = 8  # blocks of the side of a picture, whatever its size
 
 
 def stages(size: int) -> int:
@@ -25,31 +26,106 @@ def stages(size: int) -> int:
     return (size // CODE).bit_length() - 1
 
 
-def depth(stages: int) -> int:
-    """Channels of the spatial code: a third of the numbers of a picture of 64 px, a sixth of one of 128 px."""
-    return DEPTH << max(0, stages - 2)
-
-
-# Oval of an aligned crop that holds the face: centre and half axes (x, y) in shares of the side, and its soft edge.
-CENTRE, AXES, EDGE = (0.5, 0.54), (0.34, 0.46), 0.1
+# Oval of an aligned crop that holds the face: centre and half axes (x, y) in shares of the side.
+CENTRE, AXES = (0.5, 0.54), (0.37, 0.5)
 
 
 def oval(side: int) -> Float[Tensor, "side side"]:
-    """Soft window of the face in an aligned crop: 1 inside, 0 around, which then stays bit for bit (ours).
+    """Blocks of an aligned crop that hold the face: 1, and 0 around it, which then stays bit for bit (ours).
 
     It needs no network and is the same for every picture, so that recovery has it too.
     """
-    ticks = (torch.arange(side) + 0.5) / side
+    ticks = (torch.arange(CELLS) + 0.5) / CELLS
     x, y = (ticks - CENTRE[0]) / AXES[0], (ticks - CENTRE[1]) / AXES[1]
-    inside = (1 - (x[None].square() + y[:, None].square()).sqrt()) / EDGE
-    ramp = inside.clamp(0, 1)
-    return ramp * ramp * (3 - 2 * ramp)
+    inside = x[None].square() + y[:, None].square() < 1
+    return inside.float().repeat_interleave(side // CELLS, 0).repeat_interleave(side // CELLS, 1)
+
+
+class BlockCosines(nn.Module):
+    """A picture as 8 by 8 blocks: their means, and the lower cosine frequencies of what is left (ours).
+
+    The means say where what is, and in which light; the frequencies whose face it is. Each frequency is divided by
+    what it usually has in pictures, whose amplitude falls with frequency (Field, 1987), to the power 0.3: spread evenly
+    over the frequencies, a code would look like noise; spread as they are, the faint ones would drown in rounding.
+
+    Args:
+        size: Pixels of the side of a picture, a multiple of 8.
+        luma: Frequencies of brightness that are kept of a block of a picture of 64 px; of others as many a pixel.
+        chroma: Frequencies of each of two colours, likewise.
+    """
+
+    def __init__(self, size: int, luma: int = 48, chroma: int = 12) -> None:
+        super().__init__()
+        side = size // CELLS
+        waves = cosines(side)
+        planes = torch.einsum("ui,vj->uvij", waves, waves).flatten(0, 1)
+        ticks = torch.arange(side)
+        order = (ticks[:, None].square() + ticks[None].square()).flatten()
+        lowest = order.argsort(stable=True)[1:]
+        colours = torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]])
+        rows, usual = [], []
+        for colour, count, share in zip(
+            colours / colours.norm(dim=1)[:, None], (luma, chroma, chroma), (1, 0.4, 0.4), strict=True
+        ):
+            chosen = lowest[: count * side * side // 64]
+            rows.append(colour[None, :, None, None] * planes[chosen][:, None])
+            usual.append(share / order[chosen].sqrt())
+        self.register_buffer("basis", torch.cat(rows), persistent=False)
+        usual = torch.cat(usual) ** 0.3
+        self.register_buffer("usual", (usual / usual.mean())[:, None, None], persistent=False)
+
+    @property
+    def depth(self) -> int:
+        """How many frequencies are kept of a block."""
+        return len(self.basis)
+
+    def forward(self, image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch depth 8 8"]:
+        """The code of a picture: its frequencies, each in units of what is usual."""
+        with full_precision(image.device):
+            return F.conv2d(image.float(), self.basis, stride=self.basis.shape[-1]) / self.usual
+
+    def picture(self, code: Float[Tensor, "batch depth 8 8"]) -> Float[Tensor, "batch 3 h w"]:
+        """The picture of a code; its blocks have mean 0."""
+        with full_precision(code.device):
+            return F.conv_transpose2d(code.float() * self.usual, self.basis, stride=self.basis.shape[-1])
+
+
+def means(image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
+    """Each pixel the mean of its block."""
+    return F.interpolate(F.adaptive_avg_pool2d(image.float(), CELLS), image.shape[2:])
+
+
+def turned(
+    code: Float[Tensor, "batch channels side side"], signs: Float[Tensor, "batch channels two"], back: bool
+) -> Float[Tensor, "batch channels side side"]:
+    """Rotate the channels of a code by ``D₂ C D₁``: diagonals of signs around a cosine transform (ours).
+
+    Turned back under other signs, codes have nothing in common with the right ones, before anything is learned.
+
+    Args:
+        code: Codes.
+        signs: The diagonals D₁ and D₂ of each face, in {−1, +1}.
+        back: Undo the rotation.
+    """
+    first, last = signs[:, :, None, None, :].to(code).unbind(-1)
+    matrix = cosines(code.shape[1]).to(code)[:, :, None, None]
+    with full_precision(code.device):
+        if back:
+            return F.conv2d(code * last, matrix.transpose(0, 1)) * first
+        return F.conv2d(code * first, matrix) * last
+
+
+@cache
+def cosines(order: int) -> Float[Tensor, "order order"]:
+    """The orthonormal discrete cosine transform (type II) of any order, one frequency a row."""
+    ticks = torch.arange(order, dtype=torch.float64)
+    rows = torch.cos(math.pi / order * ticks[:, None] * (ticks[None] + 0.5)) * math.sqrt(2 / order)
+    rows[0] /= math.sqrt(2)
+    return rows.float()
 
 
 class Encoder(nn.Module):
-    """Picture ``(B, 3, H, W)`` → spatial code ``(B, 2ˢ·4, H/2ˢ, W/2ˢ)`` after s stages: a vector would lose it.
-
-    The code has fewer numbers than the picture: a picture must be able to carry it whichever way it is turned.
+    """Picture ``(B, 3, H, W)`` → spatial code ``(B, 2ˢ·width, H/2ˢ, W/2ˢ)`` after s stages: a vector would lose it.
 
     Norms stand in the residual branches alone: behind the stem they would take contrast and colour from the code, and
     no recovery could give them back.
@@ -62,7 +138,6 @@ class Encoder(nn.Module):
             inner = width << stage
             layers += [nn.Conv2d(inner, 2 * inner, 4, 2, 1), nn.LeakyReLU(0.2)]
         layers += [_Residual(width << stages) for _ in range(blocks)]
-        layers += [nn.Conv2d(width << stages, depth(stages), 1)]
         self.layers = nn.Sequential(*layers)
         self.apply(_keep_variance)
 
@@ -101,34 +176,6 @@ def hashed(factors: Float[Tensor, "batch length"], bits: int) -> Float[Tensor, "
         digest = hashlib.shake_256(bytes(signs)).digest((bits + 7) // 8)
         rows.append([1.0 if digest[i // 8] >> i % 8 & 1 else -1.0 for i in range(bits)])
     return factors.new_tensor(rows).reshape(-1, bits)
-
-
-def turned(
-    code: Float[Tensor, "batch channels side side"], signs: Float[Tensor, "batch channels two"], back: bool
-) -> Float[Tensor, "batch channels side side"]:
-    """Rotate the channels of a spatial code by ``D₂ C D₁``: diagonals of signs around a cosine transform (ours).
-
-    Turned back under other signs, codes have nothing in common with the right ones, before anything is learned.
-
-    Args:
-        code: Spatial codes.
-        signs: The diagonals D₁ and D₂ of each face, in {−1, +1}.
-        back: Undo the rotation.
-    """
-    first, last = signs[:, :, None, None, :].to(code).unbind(-1)
-    matrix = cosines(code.shape[1]).to(code)[:, :, None, None]
-    if back:
-        return F.conv2d(code * last, matrix.transpose(0, 1)) * first
-    return F.conv2d(code * first, matrix) * last
-
-
-@cache
-def cosines(order: int) -> Float[Tensor, "order order"]:
-    """The orthonormal discrete cosine transform (type II) of any order, one frequency a row."""
-    ticks = torch.arange(order, dtype=torch.float64)
-    rows = torch.cos(math.pi / order * ticks[:, None] * (ticks[None] + 0.5)) * math.sqrt(2 / order)
-    rows[0] /= math.sqrt(2)
-    return rows.float()
 
 
 class Factors(nn.Module):
@@ -177,7 +224,7 @@ class _StyledResidual(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Spatial code, style and layout → picture in [-1, 1]; one decoder serves both directions (dual inference).
+    """Spatial code and style → what is added to a picture; one decoder serves both directions (dual inference).
 
     AdaIN in the residual branches; the upsampling stages are scaled by the style and not normalised, so that contrast
     passes.
@@ -186,7 +233,7 @@ class Decoder(nn.Module):
     def __init__(self, width: int, stages: int = 3, blocks: int = 6) -> None:
         super().__init__()
         channels = width << stages
-        self.inject = nn.Conv2d(depth(stages) + STYLE + 3, channels, 1)
+        self.inject = nn.Conv2d(channels + STYLE, channels, 1)
         self.blocks = nn.ModuleList(_StyledResidual(channels) for _ in range(blocks))
         self.ups = nn.ModuleList(
             nn.Conv2d(width << stage, width << (stage - 1), 3, padding=1) for stage in range(stages, 0, -1)
@@ -194,26 +241,21 @@ class Decoder(nn.Module):
         self.scales = nn.ModuleList(nn.Linear(STYLE, width << (stage - 1)) for stage in range(stages, 0, -1))
         self.apply(_keep_variance)
         self.out = nn.Conv2d(width, 3, 7, padding=3)
+        nn.init.zeros_(self.out.weight)  # starts by adding nothing
+        nn.init.zeros_(self.out.bias)
 
     def forward(
-        self,
-        code: Float[Tensor, "batch code side side"],
-        style: Float[Tensor, "batch style"],
-        image: Float[Tensor, "batch 3 h w"],
+        self, code: Float[Tensor, "batch code side side"], style: Float[Tensor, "batch style"]
     ) -> Float[Tensor, "batch 3 h w"]:
-        """Decode under a style, which is tiled into the code and modulates every layer.
-
-        Of the picture at hand the decoder sees 8 by 8 means: where what is, and its colours, but not whose.
-        """
+        """Decode under a style, which is tiled into the code and modulates every layer."""
         tiled = style[:, :, None, None].expand(-1, -1, *code.shape[2:])
-        layout = F.interpolate(F.adaptive_avg_pool2d(image, LAYOUT), code.shape[2:], mode="bilinear")
-        x = self.inject(torch.cat([code, tiled, layout], 1))
+        x = self.inject(torch.cat([code, tiled], 1))
         for block in self.blocks:
             x = block(x, style)
         for up, scale in zip(self.ups, self.scales, strict=True):
             x = up(F.interpolate(x, scale_factor=2.0)) * (1 + scale(style))[:, :, None, None]
             x = F.leaky_relu(x, 0.2)
-        return torch.tanh(self.out(x).float())
+        return self.out(x).float()
 
 
 class Classifier(nn.Module):
