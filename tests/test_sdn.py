@@ -22,10 +22,19 @@ def moved(before, module):
     return {name for name, p in module.named_parameters() if not torch.equal(before[name], p)}
 
 
-def test_one_step_moves_every_parameter(quick_trainer):
+def awake(method):
+    """The method with a decoder that does not add nothing, as one does before training."""
+    torch.manual_seed(2)
+    torch.nn.init.normal_(method.decoder.out.weight, std=0.05)
+    if method.opener is not None:
+        torch.nn.init.normal_(method.opener[1].out.weight, std=0.05)
+    return method
+
+
+def test_a_few_steps_move_every_parameter(quick_trainer):
     method = small(attributes=2, learning_rate=1e-2, information_warmup=1)
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
-    quick_trainer(2).fit(method, NoiseFaces(attributes=2))
+    quick_trainer(4).fit(method, NoiseFaces(attributes=2))  # behind gains that start at zero, gradients come later
     assert moved(before, method) == set(before)
 
 
@@ -61,7 +70,7 @@ def test_both_verbs_give_pictures_of_the_method_size():
 def test_an_ablation_trains_all_that_it_has(quick_trainer, options):
     method = small(learning_rate=1e-2, information_warmup=1, **options)
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
-    trainer = quick_trainer(3)
+    trainer = quick_trainer(4)
     trainer.fit(method, NoiseFaces())
     # the gradients of real and of false faces cancel in the patches' biases while no hinge is closed
     assert {name for name in before if not name.endswith("patch.bias")} <= moved(before, method)
@@ -76,7 +85,7 @@ def test_what_an_ablation_leaves_out_is_not_made():
 
     def legs(**options):
         torch.manual_seed(1)
-        method = small(**options)
+        method = awake(small(**options))
         method._trainer = SimpleNamespace(global_step=0)
         return method._legs(image, factors, other, other)
 
@@ -96,7 +105,7 @@ def test_what_an_ablation_leaves_out_is_not_made():
 
 def test_without_dual_inference_recovery_has_networks_of_its_own():
     face, bits = face_batch(torch.rand(2, 3, 64, 64) * 2 - 1), torch.ones(2, 8)
-    method = small(dual=False).eval()
+    method = awake(small(dual=False)).eval()
     before = method.anonymize(face, bits), method.recover(face, bits)
     torch.nn.init.zeros_(method.opener[1].out.weight)
     assert torch.equal(before[0], method.anonymize(face, bits))
@@ -106,14 +115,14 @@ def test_without_dual_inference_recovery_has_networks_of_its_own():
 
 def test_what_lies_around_the_face_stays_bit_for_bit():
     face, bits = face_batch(torch.rand(2, 3, 64, 64) * 2 - 1), torch.ones(2, 8)
-    method = small().eval()
+    method = awake(small()).eval()
     around, within = method.window == 0, method.window == 1
     assert around[[0, 0, -1, -1], [0, -1, 0, -1]].all()
     assert within[36, 32]
-    assert 0.3 < method.window.mean() < 0.5
+    assert 0.4 < method.window.mean() < 0.65
     for picture in (method.anonymize(face, bits), method.recover(face, bits), method.edit(face, bits, torch.ones(256))):
         assert torch.equal(picture[:, :, around], face.image[:, :, around])
-        assert not torch.isclose(picture[:, :, within], face.image[:, :, within]).any(1).all()
+        assert not torch.isclose(picture[:, :, within], face.image[:, :, within]).all(1).any(1).all()
     whole = small(window=False).eval().anonymize(face, bits)
     assert not torch.isclose(whole[:, :, around], face.image[:, :, around]).all()
 
@@ -137,17 +146,17 @@ def test_one_wrong_bit_or_attribute_is_as_wrong_as_a_strange_password():
 def test_a_first_stage_trains_its_networks_alone(quick_trainer, first, trained):
     method = small(attributes=2, first=first, learning_rate=1e-2)
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
-    trainer = quick_trainer(3)
+    trainer = quick_trainer(4)
     trainer.fit(method, NoiseFaces())  # which has no attributes
     assert moved(before, method) == {name for name in before if name.startswith(trained)}
-    assert trainer.global_step == 3
+    assert trainer.global_step == 4
 
 
 def test_the_classifier_searches_for_the_original_person_in_what_was_made_of_them():
     torch.manual_seed(0)
     face, method = NoiseFaces(count=4).whole(), small()
     made = torch.rand(4, 3, 64, 64, requires_grad=True)
-    legs = Legs(made, made, made, wrong=made, again=made)
+    legs = Legs(made, made, made, made, wrong=made, again=made)
 
     def found(**options):
         method.pursuit = options.get("pursuit", 0.5)
@@ -233,14 +242,61 @@ def test_the_round_trip_goes_through_a_file_and_knows_every_leg():
     assert trip.inverted.shape[1] == 0
 
 
-def test_it_can_learn_eight_faces_by_heart(quick_trainer):
-    method = small(width=8, learning_rate=1e-3, clip=None)
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_the_right_factors_undo_the_texture_before_anything_is_learned(size):
+    faces = NoiseFaces(count=4).whole()
+    smooth = torch.nn.functional.interpolate(faces.image[:, :, :24, :24], (size, size), mode="bicubic").clamp(-0.7, 0.7)
+    method = awake(small(size=size, attributes=2)).eval()
+    face, bits = face_batch(smooth, attributes=torch.ones(4, 2)), KeySpec("bits", 8).random(4, torch.Generator())
+    hidden = method.anonymize(face, bits)
+    torch.nn.init.zeros_(method.decoder.out.weight)  # the painted face stays out of the way of what is undone
+    hidden = method.anonymize(face, bits)
+
+    def missed(key, attributes=face.attributes):
+        opened = method.recover(face_batch(hidden, attributes=attributes), key)
+        return ((opened - smooth) * method.window).abs().mean()
+
+    one_off, other = torch.where(torch.arange(8) == 3, -bits, bits), face.attributes * torch.tensor([1.0, -1.0])
+    # what is left are the frequencies above those that are kept
+    assert missed(bits) < 0.25 * min(missed(one_off), missed(-bits), missed(bits, other))
+    assert ((hidden - smooth) * method.window).abs().mean() > 2 * missed(bits)
+    assert small(turning=False, size=size)._turned(hidden, bits, back=True) is hidden
+
+
+def test_block_means_stay_whatever_is_painted():
+    method = awake(small()).eval()
+    image = torch.rand(2, 3, 64, 64) - 0.5
+    painted = method._paint(image, torch.ones(2, 8))
+    torch.testing.assert_close(networks.means(painted), networks.means(image), atol=1e-2, rtol=0)
+    assert not torch.isclose(painted, image)[:, :, method.window > 0].any(1).all()
+
+
+def test_codes_and_pictures_are_two_views_of_the_same():
+    blocks = networks.BlockCosines(64)
+    code = torch.randn(2, blocks.depth, 8, 8)
+    torch.testing.assert_close(blocks(blocks.picture(code)), code, atol=1e-4, rtol=0)
+    assert networks.means(blocks.picture(code)).abs().max() < 1e-4
+    assert blocks.depth == 72
+    whole = networks.BlockCosines(64, luma=63, chroma=63)
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(whole.picture(whole(image)) + networks.means(image), image, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("order", [1, 2, 72])
+def test_the_cosine_transform_is_orthogonal(order):
+    matrix = networks.cosines(order)
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(order), atol=1e-5, rtol=0)
+
+
+def test_it_can_learn_to_mend_eight_faces_by_heart(quick_trainer):
+    weights = SDNWeights(cycle=0.0, adversarial=0.0, triplet=0.0, hidden_information=0.0)
+    method = small(width=8, learning_rate=1e-3, clip=None, jpeg=1.0, weights=weights)
     faces = NoiseFaces(count=8, people=8, batch_size=8)
-    before = method.eval().round_trip(faces.whole(), KeyRing.from_seed(0))
-    quick_trainer(120, max_epochs=-1).fit(method.train(), faces)  # the fall begins between step 60 and 100, by seed
-    after = method.eval().round_trip(faces.whole(), KeyRing.from_seed(0))
+    before = method.eval().round_trip(faces.whole(), KeyRing.from_seed(0), "jpeg75")
+    quick_trainer(120, max_epochs=-1).fit(method.train(), faces)
+    after = method.eval().round_trip(faces.whole(), KeyRing.from_seed(0), "jpeg75")
     worse, better = ((t.recovered - t.original).abs().mean() for t in (before, after))
-    assert better < 0.7 * worse
+    assert better < 0.85 * worse
 
 
 def test_sizes_that_do_not_fit_are_refused():
