@@ -86,6 +86,7 @@ def label(
     aligned = AlignedFaces(aligned_faces(faces, pictures, SIZE))
     names = ["pseudo_male", "pseudo_young", "pseudo_mouth_open", "male_probability", "age", "mouth_gap"]
     part = Path(f"{out}.part")  # a CSV under its own name is whole
+    part.parent.mkdir(parents=True, exist_ok=True)
     with part.open("w", newline="", encoding="utf-8") as file:
         made_by = ", ".join(f"{name} {card(name).digest}" for name in ("faceres", "landmarks68"))
         file.write(f"# pseudo-labels of {faces.name}, guessed by {made_by}\n")
