@@ -46,6 +46,9 @@ from lightning_modules.sdn.networks import (
 from lightning_modules.sdn.sefa import style_directions
 
 
+LOUDEST = 4.0  # of a code: one value in ten thousand is louder, and what wrong factors leave
+
+
 @dataclass
 class SDNWeights:
     """Weight of each term of the generator's loss (OURS)."""
@@ -63,9 +66,10 @@ class SDNWeights:
 
 
 class Legs(NamedTuple):
-    """The pictures of one training step; ``wrong`` where wrong factors are tried.
+    """The pictures of one training step; ``wrong`` and ``lost`` where wrong factors are tried.
 
     ``painted`` is the anonymized face without its texture: a discriminator that sees the texture sees nothing else.
+    ``lost`` is the face that wrong factors paint, which opening with them is to end in.
     """
 
     painted: Tensor
@@ -73,11 +77,12 @@ class Legs(NamedTuple):
     recovered: Tensor
     other: Tensor
     wrong: Tensor | None
+    lost: Tensor | None
     again: Tensor
 
     def faked(self) -> list[Tensor]:
         """What the discriminator is to tell from faces."""
-        return [leg for leg in (self.painted, self.recovered, self.wrong) if leg is not None]
+        return [leg for leg in (self.painted, self.wrong) if leg is not None]
 
     def hidden(self) -> list[Tensor]:
         """What the original person is to be lost in."""
@@ -140,7 +145,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         near_misses: float = 0.5,
         avalanche: bool = True,
         turning: bool = True,
-        strength: float = 0.35,
+        strength: float = 0.3,
         window: bool = True,
         pursuit: float = 0.5,
         first: Literal["classifier", "autoencoder"] | None = None,
@@ -205,17 +210,14 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         texture = self.blocks.picture(self._turned(self.blocks(image), factors, back=False))
         return painted, self._within(image, painted + self.strength * texture)
 
-    def _open(self, image: Tensor, *factors: Tensor) -> list[Tensor]:
-        """Opened under each of some factors; dual inference takes the same two networks."""
+    def _open(self, image: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+        """What opens, and the face that was taken off; dual inference takes the same two networks."""
         encoder, decoder = (self.encoder, self.decoder) if self.opener is None else self.opener
-        opened = []
-        for under in factors:
-            with torch.no_grad():  # painting is judged by what is painted
-                painted = self._paint(image, under)
-            code = self._turned(self.blocks(image - painted) / self.strength, under, back=True)
-            found = self._within(image, means(image) + self.blocks.picture(code))
-            opened.append(self._within(image, found + decoder(encoder(found), self._style(under, -1.0))))
-        return opened
+        with torch.no_grad():  # painting is judged by what is painted
+            painted = self._paint(image, factors)
+        code = self._turned(self.blocks(image - painted) / self.strength, factors, back=True)
+        found = self._within(image, means(image) + self.blocks.picture(code.clamp(-LOUDEST, LOUDEST)))
+        return self._within(image, found + decoder(encoder(found), self._style(factors, -1.0))), painted
 
     def _paint(self, image: Tensor, factors: Tensor, shift: Tensor | float = 0.0) -> Tensor:
         """Another face, from what is around the face and from the means of its blocks, which it keeps."""
@@ -306,13 +308,15 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
     def _legs(self, image: Tensor, factors: Tensor, other: Tensor, wrong_factors: Tensor) -> Legs:
         painted, anonymized = self._hide(image, factors)
         received = send_straight(anonymized.detach(), self.jpeg, self.global_step)
-        recovered, *wrong = self._open(received, factors, *([wrong_factors] if self.wrong_factors else []))
+        recovered, _ = self._open(received, factors)
+        wrong, lost = self._open(received, wrong_factors) if self.wrong_factors else (None, None)
         return Legs(
             painted=painted,
             anonymized=anonymized,
             recovered=recovered,
             other=self._hide(image, other)[1],
-            wrong=wrong[0] if wrong else None,
+            wrong=wrong,
+            lost=lost,
             again=self._hide(recovered, factors)[1] if self.weights.cycle else anonymized,
         )
 
@@ -321,8 +325,11 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         spec = KeySpec("bits", self.key_spec.length + self.attributes)
         factors = self.training_keys(spec, face.sample, 0)
         painted, anonymized = self._hide(face.image, factors)
-        (recovered,) = self._open(send_straight(anonymized.detach(), self.jpeg, self.global_step), factors)
-        return sum(F.l1_loss(made, face.image) + 0.1 * ms_ssim_loss(made, face.image) for made in (painted, recovered))
+        received = send_straight(anonymized.detach(), self.jpeg, self.global_step)
+        pairs = [(painted, face.image), (self._open(received, factors)[0], face.image)]
+        if self.wrong_factors:
+            pairs.append(self._open(received, self.training_keys(spec, face.sample, 1)))
+        return sum(F.l1_loss(made, wanted) + 0.1 * ms_ssim_loss(made, wanted) for made, wanted in pairs)
 
     def _classifier_loss(self, face: FaceBatch, legs: Legs | None = None) -> Tensor:
         """Who is who among real faces, and who was who among anonymized and wrongly opened ones."""
@@ -361,7 +368,6 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
             self.classifier(x) for x in (image, legs.anonymized, legs.recovered, legs.other)
         )
         judged = [self.discriminator(x) for x in legs.faked()]
-        own = face.attributes[:, : self.attributes]
         bits = self._seen(factors)[:, : self.key_spec.length]
         ramp = min(1.0, self.global_step / max(1, self.information_warmup))
         likely = losses.gaussian_log_likelihood(original, *self.recovered_head(recovered)).mean()
@@ -371,7 +377,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         apart = losses.triplet(original, recovered, anonymized) + _far(anonymized, other)
         if legs.wrong is not None:
             wrong = self.classifier(legs.wrong)
-            layout = layout + losses.layout(legs.wrong, image)
+            layout = layout + F.l1_loss(legs.wrong, legs.lost)
             apart = apart + losses.triplet(original, recovered, wrong) + _far(anonymized, wrong)
         return {
             "reconstruct": F.l1_loss(legs.recovered, image),
@@ -379,7 +385,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
             "cycle": F.l1_loss(legs.again, legs.anonymized),
             "layout": layout,
             "adversarial": -sum(score.mean() for scores, _ in judged for score in scores) / len(judged),
-            "attributes": self._attribute_loss(judged[0][1], asked) + self._attribute_loss(judged[1][1], own),
+            "attributes": self._attribute_loss(judged[0][1], asked),
             "triplet": apart,
             "recovered_information": -likely,
             "hidden_information": ramp * hidden,
