@@ -45,7 +45,6 @@ from lightning_modules.sdn.networks import (
 )
 from lightning_modules.sdn.sefa import style_directions
 
-
 LOUDEST = 4.0  # of a code: one value in ten thousand is louder, and what wrong factors leave
 
 
@@ -55,11 +54,12 @@ class SDNWeights:
 
     reconstruct: float = 100.0
     structure: float = 10.0
+    surrogate: float = 30.0
     cycle: float = 10.0
-    layout: float = 10.0
-    adversarial: float = 1.0
+    layout: float = 2.0
+    adversarial: float = 5.0
     attributes: float = 1.0
-    triplet: float = 2.0
+    triplet: float = 1.0
     recovered_information: float = 0.01
     hidden_information: float = 0.01
     password: float = 1.0
@@ -373,17 +373,18 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         likely = losses.gaussian_log_likelihood(original, *self.recovered_head(recovered)).mean()
         hidden = losses.club(anonymized, *self.hidden_head(original))
         self.log("train/club_nats", hidden.detach())  # as a term it has a weight that grows
-        layout = losses.layout(legs.painted, image)
+        surrogate = image.new_zeros(())
         apart = losses.triplet(original, recovered, anonymized) + _far(anonymized, other)
         if legs.wrong is not None:
             wrong = self.classifier(legs.wrong)
-            layout = layout + F.l1_loss(legs.wrong, legs.lost)
+            surrogate = F.l1_loss(legs.wrong, legs.lost)
             apart = apart + losses.triplet(original, recovered, wrong) + _far(anonymized, wrong)
         return {
             "reconstruct": F.l1_loss(legs.recovered, image),
             "structure": ms_ssim_loss(legs.recovered, image),
             "cycle": F.l1_loss(legs.again, legs.anonymized),
-            "layout": layout,
+            "surrogate": surrogate,
+            "layout": losses.layout(legs.painted, image),
             "adversarial": -sum(score.mean() for scores, _ in judged for score in scores) / len(judged),
             "attributes": self._attribute_loss(judged[0][1], asked),
             "triplet": apart,
