@@ -87,6 +87,7 @@ def verbs() -> dict[str, Any]:
         limits,
         photos,
         recipe,
+        rekey,
         sweep,
         weights,
     )
@@ -100,6 +101,7 @@ def verbs() -> dict[str, Any]:
         "recover": photos.recover,
         "inspect": photos.inspect,
         "verify": photos.verify,
+        "rekey": rekey.rekey,
         "recipe": recipe.recipe,
         "sweep": sweep.sweep,
         "compare": compare.compare,
@@ -188,7 +190,7 @@ def _run(arguments: list[str]) -> int:
         options = [word for word in arguments[2:] if word.startswith("-")]
         names = [word for word in arguments[2:] if not word.startswith("-")]
         arguments = [*arguments[:2], *options, *([f"--names=[{','.join(names)}]"] if names else [])]
-    if arguments[:1] in (["anonymize"], ["recover"]):
+    if arguments[:1] in (["anonymize"], ["recover"], ["rekey"]):
         arguments = [arguments[0], *_gather_paths(arguments[1:])]
     from jsonargparse import auto_cli
 

@@ -16,7 +16,7 @@ from toy_photos import ToyDetector, ToyJudge, picture
 
 import experiments.photos
 from datamodules.detection import Detection, default_detector
-from datamodules.photo_files import Found, encode_photo, read_photo
+from datamodules.photo_files import Found, encode_photo, read_photo, with_record
 from datamodules.photos import find_faces
 from experiments.cli import main
 from lightning_modules.callbacks.paste_back import Gate, put_back
@@ -69,6 +69,58 @@ def entries(folder="safe"):
 
 def files(folder):
     return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file() and p.name[0] != ".")
+
+
+# -- another secret ----------------------------------------------------------------------------------------------------
+
+
+def rekeyed(*paths, out, old, new, monkeypatch):
+    monkeypatch.setenv("KEYVEIL_SECRET", old)
+    monkeypatch.setenv("KEYVEIL_NEW_SECRET", new)
+    return main(["rekey", *paths, "--out", out])
+
+
+@pytest.mark.parametrize("mode", ["verify", "decoy"])
+@pytest.mark.parametrize(
+    ("name", "header"), [("a.png", "picture"), ("a.jpg", "picture"), ("a.webp", "both"), ("a.jpg", "sidecar")]
+)
+def test_another_secret_opens_the_same_pixels(name, header, mode, monkeypatch, capsys):
+    monkeypatch.setattr("experiments.rekey.Cost", lambda: Cost(1, 64, 1))
+    save(f"in/{name}", faces=2)
+    seals = {"seal": "original"} if mode == "verify" and name == "a.png" else {}
+    assert hide("in", mode=mode, header=header, **seals) == open_("safe", method="toy.yaml") == 0
+    assert rekeyed("safe", out="safer", old=SECRET, new="second", monkeypatch=monkeypatch) == 0
+    assert rekeyed("safer", out="safest", old="second", new="third", monkeypatch=monkeypatch) == 0
+    assert (pixels(f"safe/{name}") == pixels(f"safest/{name}")).all()
+    assert files("safe") == files("safest")
+    monkeypatch.setenv("KEYVEIL_SECRET", "third")
+    assert open_("safest", out="right", method="toy.yaml") == main(["verify", "safest"]) == 0
+    assert Path(f"right/{name}").read_bytes() == Path(f"back/{name}").read_bytes()
+    capsys.readouterr()
+    for secret in ("second", SECRET):
+        monkeypatch.setenv("KEYVEIL_SECRET", secret)
+        assert open_("safest", out=f"by {secret}", method="toy.yaml") == (mode == "verify")
+        if mode == "verify":
+            assert "wrong secret" in "".join(capsys.readouterr())
+        else:
+            assert (pixels(f"by {secret}/{name}") != pixels(f"back/{name}")).any()
+    assert rekeyed("safe", out="other", old="guess", new="second", monkeypatch=monkeypatch) == (mode == "verify")
+
+
+def test_rekeying_goes_on_and_refuses_what_makes_no_sense(monkeypatch, capsys):
+    monkeypatch.setattr("experiments.rekey.Cost", lambda: Cost(1, 64, 1))
+    save("in/a.png")
+    save("plain/b.png")
+    assert hide("in") == 0
+    assert rekeyed("safe", out="x", old=SECRET, new=SECRET, monkeypatch=monkeypatch) == 1
+    assert "the new secret is the old one" in capsys.readouterr().err
+    assert rekeyed("plain", out="x", old=SECRET, new="new", monkeypatch=monkeypatch) == 1
+    assert "holds no record" in "".join(capsys.readouterr())
+    for _ in range(2):
+        assert rekeyed("safe", out="safer", old=SECRET, new="new", monkeypatch=monkeypatch) == 0
+    assert "1 done before" in "".join(capsys.readouterr())
+    with pytest.raises(ValueError, match="no record that could be replaced"):
+        with_record(Path("in/a.png").read_bytes(), "x")
 
 
 # -- there and back ---------------------------------------------------------------------------------------------------
@@ -163,6 +215,18 @@ def test_who_is_to_stay_stays():
     save("friends/one.png", seed=8)  # another friend: what was done before is no longer what is asked for
     assert hide("group.png", faces="except", except_for="friends/one.png") == 0
     assert not (pixels("group.png") != pixels("safe/group.png")).any(2)[:, 100:].any()
+
+
+def test_the_verbs_are_functions(tmp_path):
+    from experiments.photos import anonymize, recover, verify
+
+    save("in/a.png")
+    (tmp_path / "secret.txt").write_text(SECRET)
+    assert anonymize(["in"], out="safe", method="toy.yaml", secret_file="secret.txt", accelerator="cpu") == 0
+    assert recover(["safe"], out="back", method="toy.yaml", secret_file="secret.txt", accelerator="cpu") == 0
+    assert verify("safe") == verify("back") == 0
+    with pytest.raises(ValueError, match="--out"):
+        anonymize(["in"])
 
 
 def test_a_record_too_long_for_a_jpeg_lies_beside_it():

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from lightning_modules.keys.material import (
     CHECK_BYTES,
+    KEY_BYTES,
     NONCE_BYTES,
     SALT_BYTES,
     Cost,
@@ -34,6 +35,7 @@ class Header:
         nonce: 16 bytes, one a face.
         cost: What a guess of the secret costs.
         check: :meth:`MasterKey.check_value` of the nonce, or ``None`` for decoy.
+        wrapped: After a change of the secret, :meth:`MasterKey.wrap` of the master key that faces' keys come from.
         version: Version of this format.
 
     Raises:
@@ -49,6 +51,7 @@ class Header:
     nonce: bytes
     cost: Cost = field(default_factory=Cost)
     check: bytes | None = None
+    wrapped: bytes | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -61,6 +64,8 @@ class Header:
         need_bytes("nonce", self.nonce, NONCE_BYTES)
         if self.check is not None:
             need_bytes("key-check value", self.check, CHECK_BYTES)
+        if self.wrapped is not None:
+            need_bytes("wrapped key", self.wrapped, KEY_BYTES)
 
     @classmethod
     def _readable(cls, version: Any) -> None:
@@ -82,20 +87,23 @@ class Header:
         return self.check_secret(stretch(secret, self.salt, self.cost))
 
     def check_secret(self, master: MasterKey) -> MasterKey:
-        """The master key as it is, if the header accepts it; in decoy mode it accepts any.
+        """The master key that faces' keys come from, if the header accepts this one; in decoy mode it accepts any.
+
+        It is the one that is given, unless the secret was changed since.
 
         Raises:
             ValueError: If the key is of another secret.
         """
         if self.check is not None and not hmac.compare_digest(self.check, master.check_value(self.nonce)):
             raise ValueError("wrong secret: this face was anonymized under another one")
-        return master
+        return master if self.wrapped is None else master.unwrap(self.wrapped, self.nonce)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, bytes in hexadecimal."""
         found: dict[str, Any] = {"version": self.version, "method": self.method, "weights": self.weights}
         found |= {"salt": self.salt.hex(), "nonce": self.nonce.hex(), "cost": asdict(self.cost)}
-        return found if self.check is None else found | {"check": self.check.hex()}
+        optional = {"check": self.check, "wrapped": self.wrapped}
+        return found | {name: value.hex() for name, value in optional.items() if value is not None}
 
     @classmethod
     def from_dict(cls, found: Any) -> Header:
@@ -107,9 +115,9 @@ class Header:
         if isinstance(found, dict) and "version" in found:
             cls._readable(found["version"])  # first, since another version may have other fields
         text = dict.fromkeys(("method", "weights", "salt", "nonce"), str)
-        _fields("a header", found, {"version": int, **text, "cost": dict}, {"check": str})
+        _fields("a header", found, {"version": int, **text, "cost": dict}, {"check": str, "wrapped": str})
         _fields("a header's cost", found["cost"], dict.fromkeys(("time", "memory", "lanes"), int))
-        raw = {name: _unhex(name, found[name]) for name in ("salt", "nonce", "check") if name in found}
+        raw = {name: _unhex(name, found[name]) for name in ("salt", "nonce", "check", "wrapped") if name in found}
         return cls(**{**found, **raw, "cost": Cost(**found["cost"])})
 
     def to_json(self) -> str:

@@ -125,6 +125,19 @@ class MasterKey(Hidden):
         need_bytes("nonce", nonce, NONCE_BYTES)
         return _hkdf(self._value, nonce, "keyveil/1/check")[:CHECK_BYTES]
 
+    def wrap(self, other: MasterKey, nonce: bytes) -> bytes:
+        """Another master key, hidden under this one: 32 bytes that look random, and that any key unwraps.
+
+        The stream is not authenticated on purpose: in decoy mode nothing may tell a right secret from a wrong one, and
+        in verify mode the record around it is authenticated.
+        """
+        stream = self.derive("wrap", nonce).material(KEY_BYTES)
+        return bytes(a ^ b for a, b in zip(stream, other._value, strict=True))
+
+    def unwrap(self, wrapped: bytes, nonce: bytes) -> MasterKey:
+        """Undo :meth:`wrap`; under another key another master key comes out."""
+        return MasterKey(self.wrap(MasterKey(wrapped), nonce))
+
 
 class Key(Hidden):
     """The key of one face: 32 bytes, stretched to any length by ChaCha20 (RFC 8439).

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
 from lightning_modules.keys.header import Header, _fields, _once, _unhex
-from lightning_modules.keys.material import NONCE_BYTES, MasterKey, fresh, need_bytes
+from lightning_modules.keys.material import NONCE_BYTES, Cost, MasterKey, fresh, need_bytes
 
 MAC_BYTES = 32
 _SIDE = 100_000  # pixels, the longest side of a picture
@@ -188,18 +188,44 @@ class Record:
         return self if self.header.decoy else replace(self, mac=self._hmac(master).finalize())
 
     def check(self, master: MasterKey) -> MasterKey:
-        """The master key as it is, if the record accepts it and is as it was written; in decoy mode any is accepted.
+        """:meth:`Header.check_secret` of a record that is as it was written; in decoy mode any secret is accepted.
 
         Raises:
             ValueError: If the key is of another secret, or the record was altered.
         """
-        self.header.check_secret(master)
+        inner = self.header.check_secret(master)
         if not self.header.decoy:
             try:
                 self._hmac(master).verify(self.mac or b"")
             except InvalidSignature:
                 raise ValueError("the record of this picture was altered; nothing was recovered") from None
-        return master
+        return inner
+
+    def rekeyed(self, inner: MasterKey, master: MasterKey, salt: bytes, cost: Cost) -> Record:
+        """The same faces under another secret: their own keys stay, hidden under the new master key.
+
+        Args:
+            inner: What :meth:`check` gave for the old secret.
+            master: The new secret, stretched with ``salt`` and ``cost``.
+            salt: 16 fresh bytes.
+            cost: What a guess of the new secret costs.
+
+        Raises:
+            ValueError: In decoy mode never; in verify mode, if something sealed does not open.
+        """
+        nonce = fresh()
+        check = None if self.header.decoy else master.check_value(nonce)
+        wrapped = master.wrap(inner, nonce)
+        header = replace(self.header, salt=salt, nonce=nonce, cost=cost, check=check, wrapped=wrapped)
+        bare = replace(self, header=header, mac=None)
+        old, new = self.bound(), bare.bound()
+
+        def moved(face: FaceRecord) -> FaceRecord:
+            kept = {name: getattr(face, name) for name in SEALS if getattr(face, name) is not None}
+            plain = {name: unseal(inner, face.nonce, sealed, old, name) for name, sealed in kept.items()}
+            return replace(face, **{name: seal(inner, face.nonce, data, new, name) for name, data in plain.items()})
+
+        return replace(bare, faces=tuple(moved(face) for face in self.faces)).authenticated(master)
 
 
 def seal(master: MasterKey, nonce: bytes, plain: bytes, bound: bytes, label: str = "seal") -> bytes:

@@ -98,7 +98,8 @@ def read_secret(
         return Secret(os.fsencode(os.environ[env]))
     if not prompt or not sys.stdin.isatty():
         raise ValueError(f"there is no secret: name a secret file, set {env}, or answer the prompt on a terminal")
-    secret = Secret(getpass.getpass("Secret: "))
-    if confirm and Secret(getpass.getpass("Secret again: ")) != secret:
+    what = "New secret" if "NEW" in env else "Secret"
+    secret = Secret(getpass.getpass(f"{what}: "))
+    if confirm and Secret(getpass.getpass(f"{what} again: ")) != secret:
         raise ValueError("the two secrets differ; nothing was done")
     return secret
