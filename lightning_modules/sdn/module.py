@@ -45,6 +45,7 @@ from lightning_modules.sdn.networks import (
 )
 from lightning_modules.sdn.sefa import style_directions
 
+SURE = 4.0  # before training, detail is doubted by 2 %
 LOUDEST = 4.0  # of a code: one value in ten thousand is louder, and what wrong factors leave
 
 
@@ -217,13 +218,14 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
             painted = self._paint(image, factors)
         code = self._turned(self.blocks(image - painted) / self.strength, factors, back=True)
         found = self._within(image, means(image) + self.blocks.picture(code.clamp(-LOUDEST, LOUDEST)))
-        return self._within(image, found + decoder(encoder(found), self._style(factors, -1.0))), painted
+        made = decoder(encoder(found), self._style(factors, -1.0))
+        doubt = torch.sigmoid(made[:, 3:] - SURE)
+        return self._within(image, found + doubt * (_blurred(image) - found) + made[:, :3]), painted
 
     def _paint(self, image: Tensor, factors: Tensor, shift: Tensor | float = 0.0) -> Tensor:
         """Another face, from what is around the face and from the means of its blocks, which it keeps."""
-        blurred = F.interpolate(F.adaptive_avg_pool2d(image.float(), CELLS), image.shape[2:], mode="bicubic")
-        covered = self._within(image, blurred)
-        made = covered + self.decoder(self.encoder(covered), self._style(factors, +1.0) + shift)
+        covered = self._within(image, _blurred(image))
+        made = covered + self.decoder(self.encoder(covered), self._style(factors, +1.0) + shift)[:, :3]
         return self._within(image, made + means(image) - means(made))
 
     def _turned(self, code: Tensor, factors: Tensor, back: bool) -> Tensor:
@@ -411,6 +413,11 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         return self.scheduled(
             *(torch.optim.Adam(group, lr=self.learning_rate, betas=(0.5, 0.999)) for group in parameters)
         )
+
+
+def _blurred(image: Tensor) -> Tensor:
+    """A picture of its block means, without edges between them."""
+    return F.interpolate(F.adaptive_avg_pool2d(image.float(), CELLS), image.shape[2:], mode="bicubic")
 
 
 def _far(a: Tensor, b: Tensor) -> Tensor:

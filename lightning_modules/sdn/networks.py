@@ -224,7 +224,9 @@ class _StyledResidual(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Spatial code and style → what is added to a picture; one decoder serves both directions (dual inference).
+    """Spatial code and style → what is added to a picture, and how much of its detail is doubted, as a logit.
+
+    One decoder serves both directions (dual inference).
 
     AdaIN in the residual branches; the upsampling stages are scaled by the style and not normalised, so that contrast
     passes.
@@ -240,13 +242,13 @@ class Decoder(nn.Module):
         )
         self.scales = nn.ModuleList(nn.Linear(STYLE, width << (stage - 1)) for stage in range(stages, 0, -1))
         self.apply(_keep_variance)
-        self.out = nn.Conv2d(width, 3, 7, padding=3)
+        self.out = nn.Conv2d(width, 4, 7, padding=3)
         nn.init.zeros_(self.out.weight)  # starts by adding nothing
         nn.init.zeros_(self.out.bias)
 
     def forward(
         self, code: Float[Tensor, "batch code side side"], style: Float[Tensor, "batch style"]
-    ) -> Float[Tensor, "batch 3 h w"]:
+    ) -> Float[Tensor, "batch 4 h w"]:
         """Decode under a style, which is tiled into the code and modulates every layer."""
         tiled = style[:, :, None, None].expand(-1, -1, *code.shape[2:])
         x = self.inject(torch.cat([code, tiled], 1))
