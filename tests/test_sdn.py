@@ -35,7 +35,8 @@ def test_a_few_steps_move_every_parameter(quick_trainer):
     method = small(attributes=2, learning_rate=1e-2, information_warmup=1)
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
     quick_trainer(4).fit(method, NoiseFaces(attributes=2))  # behind gains that start at zero, gradients come later
-    assert moved(before, method) == set(before)
+    # the gradients of real and of false faces cancel in the patches' biases while no hinge is closed
+    assert {name for name in before if not name.endswith("patch.bias")} <= moved(before, method)
 
 
 def test_the_counter_counts_training_steps_not_optimizers(quick_trainer):
