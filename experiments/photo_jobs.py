@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import secrets
 import struct
 from collections import Counter
 from collections.abc import Callable
@@ -205,6 +206,7 @@ class Anonymizing(PhotoJob):
         threshold: Of the check, for the manifest.
         code_of: Originals ``(B, 3, size, size)`` → their codes, where those are sealed.
         known: Crops → whether each is of somebody who stays as they are; ``None``: nobody does.
+        attributes: How many attributes are factors beside the key; drawn for each face by chance, told in its record.
     """
 
     verb = "anonymize"
@@ -220,11 +222,12 @@ class Anonymizing(PhotoJob):
         threshold: float,
         code_of: Callable[[FaceBatch], Tensor | None] = lambda face: None,
         known: Callable[[list[ndarray]], list[bool]] | None = None,
+        attributes: int = 0,
     ) -> None:
         how = {**asdict(hiding), "spared": list(hiding.spared), "detector": detector.name, "threshold": threshold}
         super().__init__(out, manifest, bar, how, secret)
         self.hiding, self.detector, self.threshold = hiding, detector, threshold
-        self.code_of, self.known = code_of, known
+        self.code_of, self.known, self.attributes = code_of, known, attributes
         self.salt, self.cost = fresh(), Cost()
         self.master = stretch(secret, self.salt, self.cost) if secret is not None else None
 
@@ -251,6 +254,8 @@ class Anonymizing(PhotoJob):
             places, left = [place for place, stays in zip(places, stay, strict=True) if not stays], left + sum(stay)
             if not places:
                 return OpenPhoto(photo, [], left)
+        drawn = [tuple(secrets.choice((-1, 1)) for _ in range(self.attributes)) for _ in places]
+        places = [place._replace(attributes=asked) for place, asked in zip(places, drawn, strict=True)]
         if not places and self.hiding.on_no_face == "fail":
             raise ValueError("no face was found in it (see --on_no_face)")
         if not places and self.hiding.on_no_face == "skip":

@@ -46,7 +46,11 @@ METHODS: dict[str, dict[str, Any]] = {
         },
         "weights": "ifadit",
     },
-    "sdn": {"config": "configs/method/sdn.yaml", "weights": "sdn"},
+    "sdn": {
+        "config": "configs/method/sdn.yaml",
+        "init_args": {"size": 64, "width": 24, "discriminator_width": 64, "attributes": 3, "identities": 8400},
+        "weights": "sdn",
+    },
     "blur": {"config": "configs/method/blur.yaml"},
     "pixelate": {"config": "configs/method/pixelate.yaml"},
     "blackbox": {"config": "configs/method/blackbox.yaml"},
@@ -113,8 +117,6 @@ def anonymize(
         raise ValueError("--faces except and --except_for go together: whose faces stay as they are?")
     found, folder = _places(paths, out)
     network, name = _method(method, weights, refine, accelerator)
-    if network.attributes:
-        raise ValueError(f"{name} has {network.attributes} attributes as factors, which pictures come without")
     if seal == "code" and type(network).code_of is ReversibleAnonymizer.code_of:
         raise ValueError(f"{name} has no code of a face that could be sealed; seal the pixels by --seal original")
     secret = None
@@ -128,9 +130,8 @@ def anonymize(
     )
     with _Folder(folder) as manifest, _progress(len(found), "anonymizing") as bar:
         known = partial(gate.knows, spared) if spared else None
-        job = Anonymizing(
-            folder, manifest, bar, hiding, secret, detector, gate.threshold, partial(_codes, network), known
-        )
+        codes, count = partial(_codes, network), network.attributes
+        job = Anonymizing(folder, manifest, bar, hiding, secret, detector, gate.threshold, codes, known, count)
         step = PhotoStep(network, "anonymize", job.key_of)
         return _predict(job, found, step, PasteBack(gate), batch_size, accelerator, devices, keep_metadata)
 

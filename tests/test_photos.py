@@ -34,6 +34,7 @@ def toys(monkeypatch, tmp_path):
     monkeypatch.setattr("experiments.photos.Gate", lambda: Gate(ToyJudge(), 0.9))
     monkeypatch.setattr("experiments.photo_jobs.Cost", lambda: Cost(1, 64, 1))
     (tmp_path / "toy.yaml").write_text("model: {class_path: toy_photos.ToyMethod}")
+    (tmp_path / "factors.yaml").write_text("model: {class_path: toy_photos.ToyFactors}")
     (tmp_path / "untouched.yaml").write_text("model: {class_path: toy_photos.Untouched}")
     monkeypatch.chdir(tmp_path)
 
@@ -198,6 +199,15 @@ def test_sealed_codes_recover_what_a_method_alone_would_lose():
     sealed = [Record.from_json(Path(f"safe/{name}.png.keyveil").read_bytes()).faces[0].sealed for name in "ab"]
     assert sealed[0] > 1000
     assert sealed[1] == 0
+
+
+def test_attributes_that_are_factors_are_drawn_and_told():
+    save("in/a.png", faces=8)
+    assert hide("in", method="factors.yaml") == open_("safe", method="factors.yaml") == 0
+    asked = [face.attributes for face in record("safe/a.png").faces]
+    assert len(set(asked)) > 1
+    assert np.abs(pixels("back/a.png") - pixels("in/a.png")).mean() < 1
+    assert np.abs(pixels("safe/a.png") - pixels("in/a.png")).mean() > 5
 
 
 def test_who_is_to_stay_stays():
@@ -561,7 +571,6 @@ def test_a_place_that_cannot_be_written_is_told_at_once(capsys):
         (["anonymize", "a.png"], "--out"),
         (["anonymize", "gone.png", "--out", "x"], "there is no picture or folder"),
         (["anonymize", "a.png", "--out", "x", "--method", "magic"], "expected a method of"),
-        (["anonymize", "a.png", "--out", "x", "--method", "sdn"], "no weights of sdn"),
         (["anonymize", "a.png", "--out", "x", "--seal", "code", "--method", "blur"], "no code of a face"),
         (["anonymize", "a.png", "--out", "x", "--faces", "except", "--method", "toy.yaml"], "go together"),
         (["inspect", "a.png"], "holds no record"),

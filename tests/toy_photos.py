@@ -69,6 +69,26 @@ class ToyMethod(ReversibleAnonymizer):
         return image
 
 
+class ToyFactors(ToyMethod):
+    """Shows its faces in other colours by two attributes."""
+
+    attributes = 2
+
+    def anonymize(self, face, key):
+        return self._coloured(super().anonymize(face, key), face, 1)
+
+    def recover(self, face, key):
+        return super().recover(face._replace(image=self._coloured(face.image, face, -1)), key)
+
+    @staticmethod
+    def _coloured(image, face, direction):
+        steps = ((face.attributes[:, 0] > 0) + 2 * (face.attributes[:, 1] > 0)).long() % 3
+        image = image.clone()
+        for one, by in zip(image, steps, strict=True):
+            one[:, 16:48, 16:48] = one[:, 16:48, 16:48].roll(direction * int(by), 0)
+        return image
+
+
 class Untouched(ReversibleAnonymizer):
     """Hides nobody."""
 
