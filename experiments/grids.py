@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from experiments.compare import choose_faces
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.callbacks.round_trip_grid import grid_picture, sheet
 from lightning_modules.carriers import through_file
-from lightning_modules.keys import KeyRing
+from lightning_modules.keys import KeyRing, KeySpec
 
 Kind = Literal["round-trip", "keys", "swap", "attributes", "factors"]
 
@@ -42,7 +43,8 @@ def grid(
     identity of each column's face with the attributes of each row's. Of methods whose factors are a password and
     attributes (SDN): `attributes`: anonymized with the face's own attributes, and with each of them turned round;
     `factors`: anonymized under two passwords, recovered with the right factors, and opened with four kinds of wrong
-    ones: another password, one bit off, another combination of attributes, both wrong.
+    ones: another password, one bit off, another combination of attributes, both wrong. Faces without labels get
+    attributes by chance.
 
     Args:
         method: YAML file of the method.
@@ -65,8 +67,15 @@ def grid(
     with torch.no_grad():
         made.prepare(datamodule)
         face, ring = some_faces(datamodule, faces), KeyRing.from_seed(seed)
+        if made.attributes and not face.attributes.shape[1]:
+            spec = KeySpec("bits", made.attributes)
+            chance = KeyRing.from_seed(seed + 1)
+            drawn = torch.stack([spec.numbers(chance.right(int(sample))) for sample in face.sample])
+            face, names = face._replace(attributes=drawn), [f"attribute {at + 1}" for at in range(made.attributes)]
+        else:
+            names = getattr(datamodule, "attribute_names", ())
         if kind in CONDITIONED:
-            picture = CONDITIONED[kind](made, face, ring, datamodule.attribute_names, tile)
+            picture = CONDITIONED[kind](made, face, ring, names, tile)
         else:
             picture = DRAWN[kind](made, face, ring, steps, tile)
     file = io.BytesIO()
@@ -136,7 +145,7 @@ def _turned(face: FaceBatch, *which: int) -> FaceBatch:
 
 
 def _attributes(
-    method: ReversibleAnonymizer, face: FaceBatch, keys: KeyRing, names: tuple[str, ...], tile: int
+    method: ReversibleAnonymizer, face: FaceBatch, keys: KeyRing, names: Sequence[str], tile: int
 ) -> Image.Image:
     _check_attributes(method, face)
     face = method.fit_size(face)
@@ -148,7 +157,7 @@ def _attributes(
 
 
 def _factors(
-    method: ReversibleAnonymizer, face: FaceBatch, keys: KeyRing, names: tuple[str, ...], tile: int
+    method: ReversibleAnonymizer, face: FaceBatch, keys: KeyRing, names: Sequence[str], tile: int
 ) -> Image.Image:
     _check_attributes(method, face)
     face = method.fit_size(face)

@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
+from PIL import Image
 
 from experiments.grids import CONDITIONED, DRAWN, between
 from flows.conjugate import Conjugate
@@ -54,6 +57,17 @@ def test_attributes_and_wrong_factors_have_a_column_each():
         for kind, columns in (("attributes", 4), ("factors", 8)):
             picture = CONDITIONED[kind](method, face, KeyRing.from_seed(0), ("Male", "Young"), 32)
             assert picture.size == (columns * 34 - 2, 22 + 3 * 34 - 2)
+
+
+def test_faces_without_labels_get_attributes_by_chance(tmp_path, monkeypatch):
+    import experiments.grids as grids
+
+    method = SDN(size=64, width=8, key_bits=16, attributes=2).eval()
+    monkeypatch.setattr(grids, "load_method", lambda spec: (method, None))
+    monkeypatch.setattr(grids, "build", lambda *_: NoiseFaces(count=3))
+    for kind in ("round-trip", "factors", "attributes"):
+        grids.grid(Path("configs/method/sdn.yaml"), tmp_path / f"{kind}.png", kind=kind, faces=2, tile=32)
+        assert Image.open(tmp_path / f"{kind}.png").size[0] > 4 * 32
 
 
 @pytest.mark.parametrize("kind", ["attributes", "factors"])
