@@ -145,17 +145,18 @@ def through_file_straight(
 
 
 def send_straight(
-    images: Float[Tensor, "batch 3 height width"], jpeg: float, step: int
+    images: Float[Tensor, "batch 3 height width"], jpeg: float, step: int, quality: int = 75
 ) -> Float[Tensor, "batch 3 height width"]:
-    """What arrives of a picture in training: 8 bits, or a JPEG of quality 75; the gradient passes straight through.
+    """What arrives of a picture in training: 8 bits, or those of a JPEG; the gradient passes straight through.
 
     Args:
         images: In [-1, 1].
         jpeg: Share of the steps that send a JPEG.
         step: Number of the training step, which draws: the same on every process.
+        quality: Of the JPEG: 95, 75 or 50.
     """
     draw = torch.rand((), generator=torch.Generator().manual_seed(step))
-    return through_file_straight(images, "jpeg75") if draw < jpeg else quantize(images)
+    return through_file_straight(images, f"jpeg{quality}") if draw < jpeg else quantize(images)
 
 
 def write_picture(path: str | Path, image: Picture) -> None:

@@ -104,7 +104,8 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         learning_rate: Adam's, for every optimizer.
         decay: Let it fall to zero along a cosine over ``trainer.max_steps``.
         information_warmup: Training steps over which the weight of the CLUB term grows to its full value.
-        jpeg: Share of the training steps that send the anonymized picture as JPEG of quality 75, not as PNG.
+        jpeg: Share of the training steps that send the anonymized picture as JPEG, not as PNG.
+        jpeg_quality: Of that JPEG: 95, 75 or 50.
         dual: One encoder and decoder for both directions; ``False`` gives recovery its own (an ablation).
         near_misses: Share of the wrong factors that are right but for one bit or, as often, one attribute; the others
             are another password with the attributes of another face.
@@ -141,6 +142,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         decay: bool = False,
         information_warmup: int = 2000,
         jpeg: float = 0.0,
+        jpeg_quality: Literal[95, 75, 50] = 95,
         dual: bool = True,
         wrong_factors: bool = True,
         near_misses: float = 0.5,
@@ -163,7 +165,12 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         self.size, self.weights, self.learning_rate = size, weights, learning_rate
         self.key_spec = KeySpec("bits", key_bits)
         self.attributes, self.identities, self.information_warmup = attributes, identities, information_warmup
-        self.jpeg, self.wrong_factors, self.near_misses = jpeg, wrong_factors, near_misses
+        self.jpeg, self.jpeg_quality, self.wrong_factors, self.near_misses = (
+            jpeg,
+            jpeg_quality,
+            wrong_factors,
+            near_misses,
+        )
         self.avalanche, self.pursuit, self.first = avalanche, pursuit, first
         self.turning, self.strength, self.blocks = turning, strength, BlockCosines(size)
         self.register_buffer("window", oval(size) if window else torch.ones(size, size), persistent=False)
@@ -309,7 +316,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
 
     def _legs(self, image: Tensor, factors: Tensor, other: Tensor, wrong_factors: Tensor) -> Legs:
         painted, anonymized = self._hide(image, factors)
-        received = send_straight(anonymized.detach(), self.jpeg, self.global_step)
+        received = send_straight(anonymized.detach(), self.jpeg, self.global_step, self.jpeg_quality)
         recovered, _ = self._open(received, factors)
         wrong, lost = self._open(received, wrong_factors) if self.wrong_factors else (None, None)
         return Legs(
@@ -327,7 +334,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         spec = KeySpec("bits", self.key_spec.length + self.attributes)
         factors = self.training_keys(spec, face.sample, 0)
         painted, anonymized = self._hide(face.image, factors)
-        received = send_straight(anonymized.detach(), self.jpeg, self.global_step)
+        received = send_straight(anonymized.detach(), self.jpeg, self.global_step, self.jpeg_quality)
         pairs = [(painted, face.image), (self._open(received, factors)[0], face.image)]
         if self.wrong_factors:
             pairs.append(self._open(received, self.training_keys(spec, face.sample, 1)))
