@@ -165,12 +165,8 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         self.size, self.weights, self.learning_rate = size, weights, learning_rate
         self.key_spec = KeySpec("bits", key_bits)
         self.attributes, self.identities, self.information_warmup = attributes, identities, information_warmup
-        self.jpeg, self.jpeg_quality, self.wrong_factors, self.near_misses = (
-            jpeg,
-            jpeg_quality,
-            wrong_factors,
-            near_misses,
-        )
+        self.jpeg, self.jpeg_quality = jpeg, jpeg_quality
+        self.wrong_factors, self.near_misses = wrong_factors, near_misses
         self.avalanche, self.pursuit, self.first = avalanche, pursuit, first
         self.turning, self.strength, self.blocks = turning, strength, BlockCosines(size)
         self.register_buffer("window", oval(size) if window else torch.ones(size, size), persistent=False)
