@@ -9,7 +9,7 @@ from datamodules.batch import face_batch
 from lightning_modules.anonymizer import RoundTrip
 from lightning_modules.keys import KeyRing, KeySpec
 from lightning_modules.losses import weighted_sum
-from lightning_modules.sdn import SDN, SDNWeights, losses, networks
+from lightning_modules.sdn import SDN, SDNWeights, losses, texture
 from lightning_modules.sdn.module import Legs
 from lightning_modules.sdn.networks import GaussianHead
 
@@ -131,10 +131,10 @@ def test_what_lies_around_the_face_stays_bit_for_bit():
 def test_one_wrong_bit_or_attribute_is_as_wrong_as_a_strange_password():
     factors = KeySpec("bits", 67).random(1, torch.Generator().manual_seed(0))
     near = torch.where(torch.eye(67).bool(), -factors, factors)
-    off = networks.hashed(near, 64) != networks.hashed(factors, 64)
+    off = texture.hashed(near, 64) != texture.hashed(factors, 64)
     assert off.float().mean() == pytest.approx(0.5, abs=0.03)
     assert off.sum(1).min() > 16  # a fair coin does this once in 100,000 times
-    assert torch.equal(networks.hashed(factors, 64), networks.hashed(factors.clone(), 64))
+    assert torch.equal(texture.hashed(factors, 64), texture.hashed(factors.clone(), 64))
     plain = small(attributes=2, avalanche=False)
     assert torch.equal(plain._seen(factors[:, :10]), factors[:, :10])
     assert torch.equal(small(attributes=2)._seen(factors[:, :10])[:, 8:], factors[:, 8:10])
@@ -268,25 +268,36 @@ def test_block_means_stay_whatever_is_painted():
     method = awake(small()).eval()
     image = torch.rand(2, 3, 64, 64) - 0.5
     painted = method._paint(image, torch.ones(2, 8))
-    torch.testing.assert_close(networks.means(painted), networks.means(image), atol=1e-2, rtol=0)
+    torch.testing.assert_close(texture.means(painted), texture.means(image), atol=1e-2, rtol=0)
     assert not torch.isclose(painted, image)[:, :, method.window > 0].any(1).all()
 
 
 def test_codes_and_pictures_are_two_views_of_the_same():
-    blocks = networks.BlockCosines(64)
+    blocks = texture.BlockCosines(64)
     code = torch.randn(2, blocks.depth, 8, 8)
     torch.testing.assert_close(blocks(blocks.picture(code)), code, atol=1e-4, rtol=0)
-    assert networks.means(blocks.picture(code)).abs().max() < 1e-4
+    assert texture.means(blocks.picture(code)).abs().max() < 1e-4
     assert blocks.depth == 72
-    whole = networks.BlockCosines(64, luma=63, chroma=63)
+    whole = texture.BlockCosines(64, luma=63, chroma=63)
     image = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(whole.picture(whole(image)) + networks.means(image), image, atol=1e-4, rtol=0)
+    torch.testing.assert_close(whole.picture(whole(image)) + texture.means(image), image, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("order", [1, 2, 72])
 def test_the_cosine_transform_is_orthogonal(order):
-    matrix = networks.cosines(order)
+    matrix = texture.cosines(order)
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(order), atol=1e-5, rtol=0)
+
+
+def test_blocks_are_turned_each_in_its_own_way_and_back():
+    code = torch.randn(1, 72, 1, 1).expand(2, 72, 8, 8).contiguous()  # all blocks of both faces alike
+    signs = texture.hashed(KeySpec("bits", 64).random(2, torch.Generator()), 3 * 72 * 64).unflatten(1, (72, 8, 8, 3))
+    hidden = texture.turned(code, signs, back=False)
+    torch.testing.assert_close(texture.turned(hidden, signs, back=True), code, atol=1e-4, rtol=1e-4)
+    blocks = torch.nn.functional.normalize(hidden, dim=1).transpose(0, 1).flatten(1)
+    alike = (blocks.mT @ blocks)[~torch.eye(128, dtype=torch.bool)]
+    assert alike.abs().max() < 0.6  # as between directions by chance in 72 dimensions
+    assert alike.std() == pytest.approx(72**-0.5, rel=0.1)
 
 
 def test_it_can_learn_to_mend_eight_faces_by_heart(quick_trainer):

@@ -29,21 +29,16 @@ from lightning_modules.networks.discriminators import PatchDiscriminator
 from lightning_modules.optimization import TrainingSteps
 from lightning_modules.sdn import losses
 from lightning_modules.sdn.networks import (
-    CELLS,
-    BlockCosines,
     Classifier,
     Decoder,
     Encoder,
     Factors,
     GaussianHead,
     PasswordHead,
-    hashed,
-    means,
-    oval,
     stages,
-    turned,
 )
 from lightning_modules.sdn.sefa import style_directions
+from lightning_modules.sdn.texture import BlockCosines, blurred, hashed, means, oval, turned
 
 SURE = 4.0  # before training, detail is doubted by 2 %
 LOUDEST = 4.0  # of a code: one value in ten thousand is louder, and what wrong factors leave
@@ -223,11 +218,11 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         found = self._within(image, means(image) + self.blocks.picture(code.clamp(-LOUDEST, LOUDEST)))
         made = decoder(encoder(found), self._style(factors, -1.0))
         doubt = torch.sigmoid(made[:, 3:] - SURE)
-        return self._within(image, found + doubt * (_blurred(image) - found) + made[:, :3]), painted
+        return self._within(image, found + doubt * (blurred(image) - found) + made[:, :3]), painted
 
     def _paint(self, image: Tensor, factors: Tensor, shift: Tensor | float = 0.0) -> Tensor:
         """Another face, from what is around the face and from the means of its blocks, which it keeps."""
-        covered = self._within(image, _blurred(image))
+        covered = self._within(image, blurred(image))
         made = covered + self.decoder(self.encoder(covered), self._style(factors, +1.0) + shift)[:, :3]
         return self._within(image, made + means(image) - means(made))
 
@@ -235,7 +230,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         if not self.turning:
             return code
         bits = self.key_spec.length  # those that styles see come first, and tell nothing of the others
-        signs = hashed(factors, bits + 2 * self.blocks.depth)[:, bits:].unflatten(1, (self.blocks.depth, 2))
+        signs = hashed(factors, bits + 3 * code[0].numel())[:, bits:].unflatten(1, (*code.shape[1:], 3))
         return turned(code, signs, back)
 
     def _style(self, factors: Tensor, direction: float) -> Tensor:
@@ -416,11 +411,6 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         return self.scheduled(
             *(torch.optim.Adam(group, lr=self.learning_rate, betas=(0.5, 0.999)) for group in parameters)
         )
-
-
-def _blurred(image: Tensor) -> Tensor:
-    """A picture of its block means, without edges between them."""
-    return F.interpolate(F.adaptive_avg_pool2d(image.float(), CELLS), image.shape[2:], mode="bicubic")
 
 
 def _far(a: Tensor, b: Tensor) -> Tensor:

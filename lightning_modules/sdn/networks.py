@@ -5,123 +5,18 @@ Sizes are OURS (methods: the paper gives none). A picture of 128 px at width 64 
 
 from __future__ import annotations
 
-import hashlib
-import math
-from functools import cache
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flows.precision import full_precision
-
 CODE = 16  # pixels of the side of the spatial code, whatever the size of the picture
 STYLE = 256
-CELLS = 8  # blocks of the side of a picture, whatever its size
 
 
 def stages(size: int) -> int:
     """Stride-2 stages from pictures of ``size`` pixels to the spatial code: 2, 3 and 4 for 64, 128 and 256."""
     return (size // CODE).bit_length() - 1
-
-
-# Oval of an aligned crop that holds the face: centre and half axes (x, y) in shares of the side.
-CENTRE, AXES = (0.5, 0.54), (0.37, 0.5)
-
-
-def oval(side: int) -> Float[Tensor, "side side"]:
-    """Blocks of an aligned crop that hold the face: 1, and 0 around it, which then stays bit for bit (ours).
-
-    It needs no network and is the same for every picture, so that recovery has it too.
-    """
-    ticks = (torch.arange(CELLS) + 0.5) / CELLS
-    x, y = (ticks - CENTRE[0]) / AXES[0], (ticks - CENTRE[1]) / AXES[1]
-    inside = x[None].square() + y[:, None].square() < 1
-    return inside.float().repeat_interleave(side // CELLS, 0).repeat_interleave(side // CELLS, 1)
-
-
-class BlockCosines(nn.Module):
-    """A picture as 8 by 8 blocks: their means, and the lower cosine frequencies of what is left (ours).
-
-    The means say where what is, and in which light; the frequencies whose face it is. Each frequency is divided by
-    what it usually has in pictures, whose amplitude falls with frequency (Field, 1987), to the power 0.3: spread evenly
-    over the frequencies, a code would look like noise; spread as they are, the faint ones would drown in rounding.
-
-    Args:
-        size: Pixels of the side of a picture, a multiple of 8.
-        luma: Frequencies of brightness that are kept of a block of a picture of 64 px; of others as many a pixel.
-        chroma: Frequencies of each of two colours, likewise.
-    """
-
-    def __init__(self, size: int, luma: int = 48, chroma: int = 12) -> None:
-        super().__init__()
-        side = size // CELLS
-        waves = cosines(side)
-        planes = torch.einsum("ui,vj->uvij", waves, waves).flatten(0, 1)
-        ticks = torch.arange(side)
-        order = (ticks[:, None].square() + ticks[None].square()).flatten()
-        lowest = order.argsort(stable=True)[1:]
-        colours = torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]])
-        rows, usual = [], []
-        for colour, count, share in zip(
-            colours / colours.norm(dim=1)[:, None], (luma, chroma, chroma), (1, 0.4, 0.4), strict=True
-        ):
-            chosen = lowest[: count * side * side // 64]
-            rows.append(colour[None, :, None, None] * planes[chosen][:, None])
-            usual.append(share / order[chosen].sqrt())
-        self.register_buffer("basis", torch.cat(rows), persistent=False)
-        usual = torch.cat(usual) ** 0.3
-        self.register_buffer("usual", (usual / usual.mean())[:, None, None], persistent=False)
-
-    @property
-    def depth(self) -> int:
-        """How many frequencies are kept of a block."""
-        return len(self.basis)
-
-    def forward(self, image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch depth 8 8"]:
-        """The code of a picture: its frequencies, each in units of what is usual."""
-        with full_precision(image.device):
-            return F.conv2d(image.float(), self.basis, stride=self.basis.shape[-1]) / self.usual
-
-    def picture(self, code: Float[Tensor, "batch depth 8 8"]) -> Float[Tensor, "batch 3 h w"]:
-        """The picture of a code; its blocks have mean 0."""
-        with full_precision(code.device):
-            return F.conv_transpose2d(code.float() * self.usual, self.basis, stride=self.basis.shape[-1])
-
-
-def means(image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
-    """Each pixel the mean of its block."""
-    return F.interpolate(F.adaptive_avg_pool2d(image.float(), CELLS), image.shape[2:])
-
-
-def turned(
-    code: Float[Tensor, "batch channels side side"], signs: Float[Tensor, "batch channels two"], back: bool
-) -> Float[Tensor, "batch channels side side"]:
-    """Rotate the channels of a code by ``D₂ C D₁``: diagonals of signs around a cosine transform (ours).
-
-    Turned back under other signs, codes have nothing in common with the right ones, before anything is learned.
-
-    Args:
-        code: Codes.
-        signs: The diagonals D₁ and D₂ of each face, in {−1, +1}.
-        back: Undo the rotation.
-    """
-    first, last = signs[:, :, None, None, :].to(code).unbind(-1)
-    matrix = cosines(code.shape[1]).to(code)[:, :, None, None]
-    with full_precision(code.device):
-        if back:
-            return F.conv2d(code * last, matrix.transpose(0, 1)) * first
-        return F.conv2d(code * first, matrix) * last
-
-
-@cache
-def cosines(order: int) -> Float[Tensor, "order order"]:
-    """The orthonormal discrete cosine transform (type II) of any order, one frequency a row."""
-    ticks = torch.arange(order, dtype=torch.float64)
-    rows = torch.cos(math.pi / order * ticks[:, None] * (ticks[None] + 0.5)) * math.sqrt(2 / order)
-    rows[0] /= math.sqrt(2)
-    return rows.float()
 
 
 class Encoder(nn.Module):
@@ -167,15 +62,6 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
-
-
-def hashed(factors: Float[Tensor, "batch length"], bits: int) -> Float[Tensor, "batch bits"]:
-    """Bits of SHAKE-256 over the signs of factors, in {−1, +1}: one sign changed changes half of them (ours)."""
-    rows = []
-    for signs in (factors > 0).tolist():
-        digest = hashlib.shake_256(bytes(signs)).digest((bits + 7) // 8)
-        rows.append([1.0 if digest[i // 8] >> i % 8 & 1 else -1.0 for i in range(bits)])
-    return factors.new_tensor(rows).reshape(-1, bits)
 
 
 class Factors(nn.Module):
