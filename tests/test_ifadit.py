@@ -12,9 +12,10 @@ from flows.coupling import KeyedCoupling
 from flows.homogeneous import LearnedConjugate
 from flows.orthogonal import KeyedOrthogonal
 from flows.sphere import KeyedSphere
+from lightning_modules.carriers import quantize
 from lightning_modules.ifadit import IFADITDisentangle, IFADITTransform
 from lightning_modules.ifadit.networks import AttributeEncoder, Compensation
-from lightning_modules.ifadit.refine import refine
+from lightning_modules.ifadit.refine import LEVELS, polish, refine
 from lightning_modules.ifadit.transform import TransformWeights
 from lightning_modules.keys import KeyRing
 from lightning_modules.trained import load_trained, read_state, save_trained, weights_hash
@@ -220,6 +221,46 @@ def test_refinement_descends_on_what_will_be_saved_not_on_previews():
 
     refined = refine(Dull(), torch.zeros(2, 4, 512), missed, 40)
     torch.testing.assert_close(refined.mean((1, 2)), torch.full((2,), 0.5), atol=0.02, rtol=0)  # previews alone: 0.75
+
+
+def test_polishing_comes_closer_within_a_few_levels_and_does_not_depend_on_the_batch():
+    torch.manual_seed(0)
+    recognizer, image = LinearRecognizer(), torch.rand(3, 3, 64, 64) * 2 - 1
+    z = torch.nn.functional.normalize(recognizer(image) + 0.1 * torch.randn(3, 512), dim=1)
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., :40] = 1
+
+    def missed(image):
+        return 1 - (recognizer(image) * z[: len(image)]).sum(1)
+
+    for where in (None, mask):
+        closer = polish(image, missed, 20, where)
+        assert (missed(quantize(closer)) < missed(image) - 0.01).all()
+        assert (closer - image).abs().max() < (LEVELS + 0.01) * 2 / 255
+        torch.testing.assert_close(polish(image[:1], missed, 20, where), closer[:1], atol=1e-3, rtol=0)
+    assert torch.equal(closer[..., 40:], image[..., 40:])
+    assert torch.equal(polish(image, missed, 0), image)
+
+
+@pytest.mark.parametrize("mask", [None, HalfMask()], ids=["whole", "pasted"])
+def test_an_anonymized_picture_is_polished_for_its_recipient(mask):
+    torch.manual_seed(0)
+    method = transform(Conjugate(512, 16, bands=2), mask=mask).eval()
+    with torch.no_grad():
+        method.prepare(NoiseFaces(count=40))
+    face, key = face_batch(torch.rand(4, 3, 64, 64) * 2 - 1), method.key_spec.random(4)
+    plain, restored = method.anonymize(face, key), method.recover(face, key)
+    method.polish = 10
+    polished = method.anonymize(face, key)
+    assert (polished - plain).abs().max() < (LEVELS + 0.01) * 2 / 255
+    z = method.identity(face.image)
+
+    def opened(image):
+        return torch.nn.functional.cosine_similarity(method.open(method.identity(quantize(image)), key), z).mean()
+
+    assert opened(polished) > opened(plain) + 0.01
+    assert torch.equal(method.recover(face, key), restored)  # a recovered picture is shown, not read
+    assert torch.equal(method.train().anonymize(face, key), plain)
 
 
 @pytest.mark.parametrize("mask", [None, HalfMask()], ids=["whole", "pasted"])

@@ -1,4 +1,4 @@
-"""Per-picture optimisation of style codes: until the picture says what it is to say (ours)."""
+"""Per-picture optimisation, of style codes and then of pixels: until the picture says what it is to say (ours)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.carriers import quantize
+
 STEP = 1.5  # length of the first step in W+; of 0.5, 1.2 and 2.5 the two larger ones came equally near within ten
 MOMENTUM = 0.7
 NEARNESS = 1.0
+LEVELS = 3  # how far polishing moves a pixel, in grey levels
 CORRECTED = (0.0, 0.5, 0.8)  # when, in shares of the steps, previews learn what they lack
 
 
@@ -54,3 +57,35 @@ def refine(generator: nn.Module, w: Tensor, aim: Callable[[Tensor], Tensor], ste
         along = MOMENTUM * along + gradient / length.clamp(min=1e-12)
         code = code.detach() - STEP * (1 - step / (steps + 1)) * along
     return best
+
+
+@torch.no_grad()
+def polish(image: Tensor, aim: Callable[[Tensor], Tensor], steps: int, mask: Tensor | None = None) -> Tensor:
+    """Pictures whose pixels are moved by a few grey levels, until they come closer to an aim.
+
+    Projected gradient descent as of adversarial examples (Madry et al., 2018), with heavy-ball momentum over gradients
+    of unit root mean square, on what 8 bits leave of the picture. Style codes cannot say everything that an encoder
+    reads; pixels can, at about 43 dB. Three levels and forty steps were taken on eight generated faces: two levels
+    say less, and four nothing more.
+
+    Args:
+        image: Pictures ``(B, 3, H, W)`` in [-1, 1].
+        aim: Pictures → one loss a face ``(B,)``.
+        steps: Steps of the descent.
+        mask: Where pixels may move, ``(B, 1, H, W)`` from 0 to 1; ``None``: everywhere.
+
+    Returns:
+        Pictures ``(B, 3, H, W)``, off by at most ``LEVELS`` grey levels.
+    """
+    level = 2 / 255
+    allowed = 1 if mask is None else mask
+    moved, along = torch.zeros_like(image), torch.zeros_like(image)
+    for step in range(steps):
+        moved.requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(aim(quantize(image + moved * allowed)).sum(), moved)
+        size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
+        along = 0.8 * along + gradient / size
+        rate = 0.2 * level * (1 - step / steps)
+        moved = (moved.detach() - rate * along).clamp(-LEVELS * level, LEVELS * level)
+    return (image + moved * allowed).clamp(-1, 1)

@@ -2,8 +2,8 @@
 
 KNOWN: the pipeline (anonymize, recover, ICL before the inverse only), the push/pull losses, the names of the terms and
 of the ablations, and that the rendered face is pasted by a soft mask. OURS: the loss weights, the ``inject`` and
-``icl`` terms, every transform but ``flow``, the latent warm start, the refinement, and that a recovered face is pasted
-on the anonymized picture, the only one a recipient has.
+``icl`` terms, every transform but ``flow``, the latent warm start, refinement and polish, and that a recovered face is
+pasted on the anonymized picture, the only one a recipient has.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lightning_modules.anonymizer import Image, ReversibleAnonymizer, resize
 from lightning_modules.carriers import send_straight
 from lightning_modules.ifadit.disentangle import Disentangler, Trunk, fit_transform
 from lightning_modules.ifadit.networks import Compensation
-from lightning_modules.ifadit.refine import refine
+from lightning_modules.ifadit.refine import polish, refine
 from lightning_modules.keys import KeySpec
 from lightning_modules.losses import feature_distance, landmark_error, pull_together, push_apart, spread, weighted_sum
 from lightning_modules.networks.perceptual import Perceptual, choose
@@ -35,6 +35,7 @@ from lightning_modules.trained import load_trained
 Aim = Callable[[Tensor], Tensor]
 
 SEAM = 3.0  # weight of the seam in the refinement of a pasted face: outlines agree, and faces still carry their codes
+POLISHED = 10.0  # weight of the style codes while pixels are polished: at 1, pose and glasses got lost beside who it is
 TRUNCATION = 0.75  # where refinement starts, between the mean face and what the codes say: of an odd face stays less
 
 
@@ -87,6 +88,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             hands out the rendered picture whole.
         refine: Steps of optimisation a picture, of its style codes: an anonymized one until it gives a recipient
             with the key the original's codes, a recovered one towards the identity code that was opened.
+        polish: Steps of optimisation an anonymized picture, of its pixels by at most three grey levels, after that.
         icl_sees_key: Whether the compensation reads the key; for transforms with an approximate inverse.
         one_stage: Train phase 1's networks along with the transform (an ablation).
         latent: Warm start without pictures, on the identity codes of a
@@ -120,6 +122,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         preview: str = "train",
         mask: nn.Module | None = None,
         refine: int = 0,
+        polish: int = 0,
         icl_sees_key: bool = False,
         one_stage: bool = False,
         latent: bool = False,
@@ -137,12 +140,14 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         super().__init__(accumulate=accumulate, clip=clip, seed=seed, start=start, decay=decay)
         if preview not in ("train", "always", "never"):
             raise ValueError(f"preview must be train, always or never, got {preview!r}")
-        if refine < 0 or not 0 <= jpeg <= 1:
-            raise ValueError(f"refine must be at least 0 and jpeg a share from 0 to 1, got {refine} and {jpeg}")
+        if min(refine, polish) < 0 or not 0 <= jpeg <= 1:
+            raise ValueError(
+                f"refine and polish must be at least 0 and jpeg a share from 0 to 1, got {refine}, {polish} and {jpeg}"
+            )
         if weights.parsing and landmarks is None:
             raise ValueError(f"the term parsing has the weight {weights.parsing}, but no landmarks network is given")
         self.size, self.preview, self.weights, self.learning_rate = size, preview, weights, learning_rate
-        self.mask, self.refine, self.latent, self.jpeg = mask, refine, latent, jpeg
+        self.mask, self.refine, self.polish, self.latent, self.jpeg = mask, refine, polish, latent, jpeg
         self.disentangler = Disentangler(generator, recognizer, live_rows, width, blocks, trunk)
         if disentangled is not None:
             load_trained(self, disentangled, prefix="disentangler.")
@@ -163,12 +168,16 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         """``paste(G(MLP([F(E_id(x) | k) ; E_att(x)])), x)``."""
         z, attributes = self.identity(face.image), self.attributes_of(face.image)
         hidden, _ = self.transform(z, self.key_spec.check(key, len(face.image)))
-        aim = None
-        if self.refine:
-            # not z itself: what a transform drops, such as the lengths of bands, a stranger could link by
-            left = self.open(hidden, key)
-            aim = partial(self._comes_back, left, self.disentangler.codes(left, attributes), key)
-        return self.compose(hidden, attributes, face.image, aim)
+        if self.training or not (self.refine or self.polish):
+            return self.compose(hidden, attributes, face.image)
+        # not z itself: what a transform drops, such as the lengths of bands, a stranger could link by
+        left = self.open(hidden, key)
+        aim = partial(self._comes_back, left, self.disentangler.codes(left, attributes), key)
+        made = self.compose(hidden, attributes, face.image, aim)
+        if not self.polish:
+            return made
+        mask = None if self.mask is None else self.mask(face.image, made)
+        return polish(made, partial(aim, styles=POLISHED), self.polish, mask)
 
     def recover(self, face: FaceBatch, key: Tensor) -> Image:
         """``paste(G(MLP([F⁻¹(ICL(E_id(x̃_a)) | k) ; E_att(x̃_a)])), x̃_a)``: the saved picture and the key are all."""
@@ -247,11 +256,11 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         views = (image, image.flip(-1))
         return sum(1 - F.cosine_similarity(self.identity(view), z) for view in views) / len(views)
 
-    def _comes_back(self, z: Tensor, wanted: Tensor, key: Tensor, image: Image) -> Tensor:
+    def _comes_back(self, z: Tensor, wanted: Tensor, key: Tensor, image: Image, styles: float = 1.0) -> Tensor:
         """How far what a recipient gets is from the best to be had, ``(B,)``: code ``z`` and style codes ``wanted``."""
         opened = self.open(self.compensate(self.identity(image), key), key)
         met = self.disentangler.codes(z, self.attributes_of(image))
-        return 1 - F.cosine_similarity(opened, z) + (met - wanted).square().mean((1, 2))
+        return 1 - F.cosine_similarity(opened, z) + styles * (met - wanted).square().mean((1, 2))
 
     # -- training -----------------------------------------------------------------------------------------------
 

@@ -2,46 +2,59 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import spectral_norm
+
+from flows.precision import full_precision
 
 
-class PatchDiscriminator(nn.Module):
-    """Two-scale PatchGAN with spectral norm and an attribute head (Isola et al., 2017; Miyato et al., 2018).
+class FaceDiscriminator(nn.Module):
+    """Judges whole pictures, with the spread of their batch, and reads attributes off them.
+
+    Strided convolutions down to 4 × 4, minibatch standard deviation and no norms (Karras et al., 2018 and 2020); its
+    gradients are held by :func:`gradient_penalty`. A PatchGAN with spectral norms stayed at chance here: most patches
+    of an anonymized picture lie around the face, where it is the original.
 
     Args:
-        width: Channels of the first layer.
+        size: Pixels of the side, a power of two times 4.
+        width: Channels of the first layer; doubled by each layer, up to eightfold.
         attributes: Number of binary attributes that the head predicts; 0 for none.
     """
 
-    def __init__(self, width: int = 64, attributes: int = 0) -> None:
+    def __init__(self, size: int, width: int = 64, attributes: int = 0) -> None:
         super().__init__()
-        self.scales = nn.ModuleList(_Scale(width, attributes) for _ in range(2))
-
-    def forward(self, image: Float[Tensor, "batch 3 h w"]) -> tuple[list[Tensor], Float[Tensor, "batch attributes"]]:
-        """Patch scores of both scales, each ``(B, 1, h', w')``, and attribute logits ``(B, attributes)``."""
-        fine, fine_logits = self.scales[0](image)
-        coarse, coarse_logits = self.scales[1](F.avg_pool2d(image, 2))
-        return [fine, coarse], (fine_logits + coarse_logits) / 2
-
-
-class _Scale(nn.Module):
-    def __init__(self, width: int, attributes: int) -> None:
-        super().__init__()
-        widths = [3, width, 2 * width, 4 * width]
+        depth = (size // 4).bit_length() - 1
+        widths = [3, *(width << min(stage, 3) for stage in range(depth))]
         self.body = nn.Sequential(
-            *(
-                nn.Sequential(spectral_norm(nn.Conv2d(i, o, 4, 2, 1)), nn.LeakyReLU(0.2))
-                for i, o in zip(widths, widths[1:], strict=False)
-            )
+            *(nn.Sequential(nn.Conv2d(i, o, 4, 2, 1), nn.LeakyReLU(0.2)) for i, o in pairwise(widths))
         )
-        self.patch = spectral_norm(nn.Conv2d(4 * width, 1, 3, padding=1))
-        self.attributes = nn.Linear(4 * width, attributes) if attributes else None
+        self.last = nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1)
+        self.score = nn.Linear(16 * widths[-1], 1)
+        self.attributes = nn.Linear(widths[-1], attributes) if attributes else None
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, a=0.2)
+                nn.init.zeros_(layer.bias)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.body(image)
+    def forward(
+        self, image: Float[Tensor, "batch 3 h w"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch attributes"]]:
+        """Scores, higher for faces that look real, and logits of attributes."""
+        features = F.adaptive_avg_pool2d(self.body(image), 4)
         pooled = features.mean((2, 3))
+        spread = features.float().std(0, correction=0).mean().to(features).expand(len(image), 1, 4, 4)
+        last = F.leaky_relu(self.last(torch.cat([features, spread], 1)), 0.2)
         logits = pooled[:, :0] if self.attributes is None else self.attributes(pooled)
-        return self.patch(features), logits
+        return self.score(last.flatten(1))[:, 0].float(), logits
+
+
+def gradient_penalty(discriminator: nn.Module, real: Float[Tensor, "batch 3 h w"]) -> Tensor:
+    """R1: mean squared length of the gradient of the scores of real pictures (Mescheder et al., 2018, equation 9)."""
+    with full_precision(real.device):
+        real = real.detach().float().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(discriminator(real)[0].sum(), real, create_graph=True)
+    return gradient.square().sum((1, 2, 3)).mean()

@@ -66,3 +66,8 @@ def layout(image: Float[Tensor, "batch 3 h w"], target: Float[Tensor, "batch 3 h
     The same L1 pixel by pixel would ask for the original's features too, against the terms that hide them.
     """
     return F.l1_loss(F.adaptive_avg_pool2d(image, cells), F.adaptive_avg_pool2d(target, cells))
+
+
+def room(painted: Float[Tensor, "batch 3 h w"], brightest: float = 0.8) -> Tensor:
+    """Mean of what lies beyond ``±brightest`` of a painted face: a texture laid on it would be clipped there (ours)."""
+    return F.relu(painted.abs() - brightest).mean()

@@ -24,8 +24,8 @@ from datamodules.batch import FaceBatch
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer
 from lightning_modules.carriers import send_straight
 from lightning_modules.keys import KeySpec
-from lightning_modules.losses import hinge_fake, hinge_real, ms_ssim_loss, weighted_sum
-from lightning_modules.networks.discriminators import PatchDiscriminator
+from lightning_modules.losses import ms_ssim_loss, weighted_sum
+from lightning_modules.networks.discriminators import FaceDiscriminator, gradient_penalty
 from lightning_modules.optimization import TrainingSteps
 from lightning_modules.sdn import losses
 from lightning_modules.sdn.networks import (
@@ -40,6 +40,7 @@ from lightning_modules.sdn.networks import (
 from lightning_modules.sdn.sefa import style_directions
 from lightning_modules.sdn.texture import BlockCosines, blurred, hashed, means, oval, turned
 
+LAZY, STEADY = 8, 0.1  # the penalty on the discriminator's gradients: every so many steps, and its weight
 SURE = 4.0  # before training, detail is doubted by 2 %
 LOUDEST = 4.0  # of a code: one value in ten thousand is louder, and what wrong factors leave
 
@@ -53,6 +54,7 @@ class SDNWeights:
     surrogate: float = 30.0
     cycle: float = 10.0
     layout: float = 2.0
+    room: float = 10.0
     adversarial: float = 5.0
     attributes: float = 1.0
     triplet: float = 1.0
@@ -114,7 +116,8 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         pursuit: Weight of the classifier's search for the original person in anonymized and wrongly opened faces. At
             0 it learns from real faces alone, and changes that nobody sees can mislead it.
         first: A first stage, from scratch on the same faces: ``classifier`` trains it alone, ``autoencoder`` trains
-            encoder and decoder to paint and to mend under any factors; ``None``: all together.
+            encoder and decoder to paint and to mend under any factors, ``painter`` trains them against the
+            discriminator to paint believable people and nothing else; ``None``: all together.
         accumulate: Batches whose gradients add up to one training step.
         clip: Largest norm of each optimizer's gradients.
         seed: Where training keys come from.
@@ -146,7 +149,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         strength: float = 0.3,
         window: bool = True,
         pursuit: float = 0.5,
-        first: Literal["classifier", "autoencoder"] | None = None,
+        first: Literal["classifier", "autoencoder", "painter"] | None = None,
         accumulate: int = 1,
         clip: float | None = 10.0,
         seed: int = 0,
@@ -168,7 +171,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         self.encoder, self.decoder = Encoder(width, stages(size)), Decoder(width, stages(size))
         self.factors = Factors(key_bits + attributes)
         self.password_head = PasswordHead(width, key_bits)
-        self.discriminator = PatchDiscriminator(discriminator_width or width, attributes)
+        self.discriminator = FaceDiscriminator(size, discriminator_width or width, attributes)
         self.classifier = Classifier(width)
         self.centres = nn.Parameter(torch.randn(identities, 256) * 0.05)
         self.recovered_head, self.hidden_head = GaussianHead(), GaussianHead()
@@ -263,32 +266,53 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
             self.to(memory_format=torch.channels_last)
 
     def training_step(self, batch: FaceBatch, batch_idx: int) -> None:
-        """One training step: classifier, estimators, discriminator, then the generator, whose step counts."""
+        """One training step: of a first stage, or of all networks together."""
         face = self.fit_size(batch)
-        generator, discriminator, classifier, estimators = self.optimizers()
-        if self.first:
+        if self.first is None:
+            terms = self._joint_step(face, batch_idx)
+        elif self.first == "painter":
+            terms = self._painter_step(face, batch_idx)
+        else:
+            generator, _, classifier, _ = self.optimizers()
             optimizer, loss_of = {
                 "classifier": (classifier, self._classifier_loss),
                 "autoencoder": (generator, self._autoencoder_loss),
             }[self.first]
             with self.turn_of(optimizer):
-                loss = loss_of(face)
-                self.descend(loss, optimizer, batch_idx, counts=True)
-            self.log(f"train/{self.first}", loss.detach())
-            return
-        factors, other, wrong, asked = self._draw_factors(face)
+                terms = {self.first: loss_of(face)}
+                self.descend(terms[self.first], optimizer, batch_idx, counts=True)
+        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
 
+    def _joint_step(self, face: FaceBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Classifier, estimators, discriminator, then the generator, whose step counts."""
+        generator, discriminator, classifier, estimators = self.optimizers()
+        factors, other, wrong, asked = self._draw_factors(face)
         legs = self._legs(face.image, factors, other, wrong)
         with self.turn_of(classifier):
             self.descend(self._classifier_loss(face, legs), classifier, batch_idx)
         with self.turn_of(estimators):
             self.descend(self._estimator_loss(face.image, legs), estimators, batch_idx)
         with self.turn_of(discriminator):
-            self.descend(self._discriminator_loss(face, legs), discriminator, batch_idx)
+            self.descend(self._discriminator_loss(face, legs.faked()), discriminator, batch_idx)
         with self.turn_of(generator):
             terms = self._generator_terms(face, legs, factors, asked)
             self.descend(weighted_sum(terms, self.weights), generator, batch_idx, counts=True)
-        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+        return terms
+
+    def _painter_step(self, face: FaceBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Discriminator, then a generator that paints believable people: not the original, and others for others."""
+        generator, discriminator, _, _ = self.optimizers()
+        factors, other, _, asked = self._draw_factors(face)
+        painted = [self._paint(face.image, drawn) for drawn in (factors, other)]
+        with self.turn_of(discriminator):
+            judged = self._discriminator_loss(face, painted)
+            self.descend(judged, discriminator, batch_idx)
+        with self.turn_of(generator):
+            original, one, two = (self.classifier(x) for x in (face.image, *painted))
+            terms = self._looks(face, painted, asked) | {"triplet": _far(original, one) + _far(one, two)}
+            weighted = sum(getattr(self.weights, name) * term for name, term in terms.items())
+            self.descend(weighted, generator, batch_idx, counts=True)
+        return terms | {"discriminator": judged}
 
     def _draw_factors(self, face: FaceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Right factors, another password's, wrong ones, and the attributes asked of the face (another one's)."""
@@ -353,11 +377,13 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         likely = losses.gaussian_log_likelihood(original, *self.recovered_head(recovered))
         return -(likely + losses.gaussian_log_likelihood(anonymized, *self.hidden_head(original))).mean()
 
-    def _discriminator_loss(self, face: FaceBatch, legs: Legs) -> Tensor:
+    def _discriminator_loss(self, face: FaceBatch, fakes: list[Tensor]) -> Tensor:
         real, logits = self.discriminator(face.image)
-        loss = sum(hinge_real(score) for score in real)
-        for fake in legs.faked():
-            loss = loss + sum(hinge_fake(score) for score in self.discriminator(fake.detach())[0]) / len(legs.faked())
+        loss = F.softplus(-real).mean()
+        for fake in fakes:
+            loss = loss + F.softplus(self.discriminator(fake.detach())[0]).mean() / len(fakes)
+        if self.global_step % LAZY == 0:
+            loss = loss + LAZY * STEADY / 2 * gradient_penalty(self.discriminator, face.image)
         if self.attributes:
             loss = loss + F.binary_cross_entropy_with_logits(logits, (face.attributes[:, : self.attributes] + 1) / 2)
         return loss
@@ -367,7 +393,6 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         original, anonymized, recovered, other = (
             self.classifier(x) for x in (image, legs.anonymized, legs.recovered, legs.other)
         )
-        judged = [self.discriminator(x) for x in legs.faked()]
         bits = self._seen(factors)[:, : self.key_spec.length]
         ramp = min(1.0, self.global_step / max(1, self.information_warmup))
         likely = losses.gaussian_log_likelihood(original, *self.recovered_head(recovered)).mean()
@@ -379,24 +404,29 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
             wrong = self.classifier(legs.wrong)
             surrogate = F.l1_loss(legs.wrong, legs.lost)
             apart = apart + losses.triplet(original, recovered, wrong) + _far(anonymized, wrong)
-        return {
+        return self._looks(face, legs.faked(), asked) | {
             "reconstruct": F.l1_loss(legs.recovered, image),
             "structure": ms_ssim_loss(legs.recovered, image),
             "cycle": F.l1_loss(legs.again, legs.anonymized),
             "surrogate": surrogate,
-            "layout": losses.layout(legs.painted, image),
-            "adversarial": -sum(score.mean() for scores, _ in judged for score in scores) / len(judged),
-            "attributes": self._attribute_loss(judged[0][1], asked),
             "triplet": apart,
             "recovered_information": -likely,
             "hidden_information": ramp * hidden,
             "password": F.binary_cross_entropy_with_logits(self.password_head(image, legs.anonymized), (bits + 1) / 2),
         }
 
-    def _attribute_loss(self, logits: Tensor, asked: Tensor) -> Tensor:
-        if not self.attributes:
-            return logits.new_zeros(())
-        return F.binary_cross_entropy_with_logits(logits, (asked + 1) / 2)
+    def _looks(self, face: FaceBatch, faked: list[Tensor], asked: Tensor) -> dict[str, Tensor]:
+        """How faces look that are made for others; the first is a painted one with the attributes asked."""
+        judged = [self.discriminator(x) for x in faked]
+        attributes = faked[0].new_zeros(())
+        if self.attributes:
+            attributes = F.binary_cross_entropy_with_logits(judged[0][1], (asked + 1) / 2)
+        return {
+            "layout": losses.layout(faked[0], face.image),
+            "room": losses.room(faked[0]),
+            "adversarial": sum(F.softplus(-score).mean() for score, _ in judged) / len(judged),
+            "attributes": attributes,
+        }
 
     def configure_optimizers(self) -> Any:
         """Adam (0.5, 0.999) for the generator, the discriminator, the classifier and the estimators."""
