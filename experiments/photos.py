@@ -43,6 +43,8 @@ METHODS: dict[str, dict[str, Any]] = {
                 "init_args": {"half_previews": True},
             },
             "mask": {"class_path": "lightning_modules.paste.FaceMask"},
+            "landmarks": {"class_path": "lightning_modules.networks.landmarks.Landmarks68"},
+            "polish": 40,
         },
         "weights": "ifadit",
     },

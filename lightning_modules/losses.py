@@ -78,8 +78,8 @@ def feature_distance(features: Sequence[Tensor], targets: Sequence[Tensor]) -> T
     ) / len(features)
 
 
-def landmark_error(landmarks: nn.Module | None, image: Image, target: Image) -> Tensor:
-    """Mean squared distance of the landmarks of two pictures, in units of 1 % of the side; 0 without a network.
+def landmark_error(landmarks: nn.Module | None, image: Image, target: Image) -> Float[Tensor, " batch"]:
+    """Mean squared distance of the landmarks of each two pictures, in units of 1 % of the side; 0 without a network.
 
     Args:
         landmarks: Frozen landmark network, pictures → ``(B, n, 2)`` in shares of the side.
@@ -87,7 +87,7 @@ def landmark_error(landmarks: nn.Module | None, image: Image, target: Image) -> 
         target: Takes none.
     """
     if landmarks is None:
-        return image.new_zeros(())
+        return image.new_zeros(len(image))
     with torch.no_grad():
         wanted = landmarks(target)
-    return 1e4 * (landmarks(image) - wanted).square().sum(2).mean()
+    return 1e4 * (landmarks(image) - wanted).square().sum(2).mean(1)

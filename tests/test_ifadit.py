@@ -284,6 +284,28 @@ def test_an_anonymized_picture_is_refined_for_its_recipient(mask):
     assert refined < min(for_the_code, missed(method.anonymize(face, key)))
 
 
+def test_refinement_keeps_the_landmarks_of_the_picture_at_hand():
+    class Points(torch.nn.Module):
+        """Two points: how bright the left and the right half are."""
+
+        def forward(self, image):
+            return torch.nn.functional.adaptive_avg_pool2d(image.mean(1), (1, 2)).transpose(1, 2).expand(-1, 2, 2)
+
+    torch.manual_seed(0)
+    face, key = face_batch(torch.rand(4, 3, 64, 64) * 2 - 1), torch.randn(4, 32)
+    method = transform(flow(), refine=20).eval()
+
+    verbs = (("anonymize", [key]), ("recover", [key]), ("invert", []))
+
+    def off(picture):
+        return (Points()(picture) - Points()(face.image)).norm()
+
+    without = {verb: off(getattr(method, verb)(face, *rest)) for verb, rest in verbs}
+    method.landmarks = Points()
+    for verb, rest in verbs:
+        assert off(getattr(method, verb)(face, *rest)) < 0.8 * without[verb]
+
+
 def test_refinement_is_not_told_what_keys_do_not_hide(monkeypatch):
     method = transform(Conjugate(512, 16, bands=2), refine=1).eval()
     with torch.no_grad():

@@ -265,7 +265,7 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
             "pixel": F.mse_loss(image, face.image),
             "structure": 0.84 * ms_ssim_loss(image, face.image) + 0.16 * F.l1_loss(image, face.image),
             "perceptual": feature_distance(features, wanted) if self.lpips is None else self.lpips(image, face.image),
-            "landmarks": landmark_error(self.landmarks, image, face.image),
+            "landmarks": landmark_error(self.landmarks, image, face.image).mean(),
             "code": self._code(face, w) if face.w.shape[1:] == w.shape[1:] else zero,
         }
 
@@ -275,7 +275,7 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
         terms = {
             "identity": (1 - F.cosine_similarity(parts.recognizer(image), z)).mean(),
             "layout": F.mse_loss(resize(image, 16), resize(source, 16)),
-            "landmarks": landmark_error(self.landmarks, image, source),
+            "landmarks": landmark_error(self.landmarks, image, source).mean(),
         }
         if self.weights.echo:
             again = parts.encode(quantize(image.detach()))

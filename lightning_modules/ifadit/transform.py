@@ -36,6 +36,7 @@ Aim = Callable[[Tensor], Tensor]
 
 SEAM = 3.0  # weight of the seam in the refinement of a pasted face: outlines agree, and faces still carry their codes
 POLISHED = 10.0  # weight of the style codes while pixels are polished: at 1, pose and glasses got lost beside who it is
+POSE = 0.02  # weight of the landmarks of the picture at hand in the refinement, where a network finds them
 TRUNCATION = 0.75  # where refinement starts, between the mean face and what the codes say: of an odd face stays less
 
 
@@ -95,7 +96,8 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             :class:`datamodules.latent.LatentDataModule`.
         jpeg: Share of the training steps that send the anonymized picture as JPEG of quality 75, not as PNG.
         perceptual: ``lpips``, ``features`` (of the identity network), or ``auto``: LPIPS where its weights are.
-        landmarks: Frozen landmark network, pictures → ``(B, n, 2)`` in shares of the side; needed by ``parsing``.
+        landmarks: Frozen landmark network, pictures → ``(B, n, 2)`` in shares of the side: refined faces keep pose and
+            expression of the picture at hand. Needed by ``parsing``.
         weights: Weight of each loss term.
         learning_rate: Adam's.
         decay: Let it fall to zero along a cosine over ``trainer.max_steps``.
@@ -231,7 +233,8 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
 
             def missed(image: Image) -> Tensor:
                 pasted = self._finish(resize(image, self.size), picture, mask)
-                return aim(pasted) + (0 if mask is None else SEAM * seam(pasted, picture, mask))
+                loss = aim(pasted) + POSE * landmark_error(self.landmarks, pasted, picture)
+                return loss if mask is None else loss + SEAM * seam(pasted, picture, mask)
 
             w = refine(parts.generator, w, missed, self.refine)
         rendered = self._render(w)
@@ -312,7 +315,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             met_again, terms["perceptual"] = self._look(recovered, face.image)
             terms["recovery"] = terms["recovery"] + pull_together(z, met_again)
             terms["image"] = F.l1_loss(recovered, face.image) + 0.05 * sum(F.l1_loss(leg, face.image) for leg in legs)
-            terms["parsing"] = sum(landmark_error(self.landmarks, leg, face.image) for leg in (*legs, recovered))
+            terms["parsing"] = sum(landmark_error(self.landmarks, leg, face.image).mean() for leg in (*legs, recovered))
         # wrong openings are judged in code space: no picture is spent
         lost = [self.open(self.compensate(read, key), key) for key in wrong]
         return terms | self._code_terms(z, met, met_again, lost)

@@ -38,7 +38,7 @@ from lightning_modules.sdn.networks import (
     stages,
 )
 from lightning_modules.sdn.sefa import style_directions
-from lightning_modules.sdn.texture import BlockCosines, blurred, hashed, means, oval, turned
+from lightning_modules.sdn.texture import BlockCosines, blurred, hashed, means, oval, turned, with_means_of
 
 LAZY, STEADY = 8, 0.1  # the penalty on the discriminator's gradients: every so many steps, and its weight
 SURE = 4.0  # before training, detail is doubted by 2 %
@@ -227,7 +227,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         """Another face, from what is around the face and from the means of its blocks, which it keeps."""
         covered = self._within(image, blurred(image))
         made = covered + self.decoder(self.encoder(covered), self._style(factors, +1.0) + shift)[:, :3]
-        return self._within(image, made + means(image) - means(made))
+        return self._within(image, with_means_of(image, made))
 
     def _turned(self, code: Tensor, factors: Tensor, back: bool) -> Tensor:
         if not self.turning:

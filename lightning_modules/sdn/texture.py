@@ -85,6 +85,15 @@ def means(image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
     return F.interpolate(F.adaptive_avg_pool2d(image.float(), CELLS), image.shape[2:])
 
 
+def with_means_of(
+    image: Float[Tensor, "batch 3 h w"], made: Float[Tensor, "batch 3 h w"]
+) -> Float[Tensor, "batch 3 h w"]:
+    """``made`` with the block means of ``image``: lifted smoothly first, so that blocks get no edges (ours)."""
+    for _ in range(2):
+        made = made + blurred(image - made)
+    return made + means(image - made)
+
+
 def turned(
     code: Float[Tensor, "batch channels side side"], signs: Float[Tensor, "batch channels side side 3"], back: bool
 ) -> Float[Tensor, "batch channels side side"]:
