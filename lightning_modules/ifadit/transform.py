@@ -89,7 +89,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             hands out the rendered picture whole.
         refine: Steps of optimisation a picture, of its style codes: an anonymized one until it gives a recipient
             with the key the original's codes, a recovered one towards the identity code that was opened.
-        polish: Steps of optimisation an anonymized picture, of its pixels by at most three grey levels, after that.
+        polish: Steps of optimisation an anonymized picture, of its pixels by at most five grey levels, after that.
         icl_sees_key: Whether the compensation reads the key; for transforms with an approximate inverse.
         one_stage: Train phase 1's networks along with the transform (an ablation).
         latent: Warm start without pictures, on the identity codes of a
