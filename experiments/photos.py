@@ -24,8 +24,10 @@ from datamodules.batch import FaceBatch
 from datamodules.detection import Detector, default_detector
 from datamodules.photo_files import Found, clear_parts, find_photos, peek, read_photo, sidecar
 from datamodules.photos import Photos, look_for_places
+from experiments.anonymizing import Anonymizing, Hiding
 from experiments.build import load_method, method_spec
-from experiments.photo_jobs import Anonymizing, Hiding, PhotoJob, Recovering, parse_record, read_record
+from experiments.photo_jobs import PhotoJob, parse_record, read_record
+from experiments.recovering import Recovering
 from lightning_modules import manifest as manifests
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.callbacks.paste_back import Gate, PasteBack

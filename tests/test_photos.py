@@ -32,7 +32,7 @@ def toys(monkeypatch, tmp_path):
     monkeypatch.setenv("KEYVEIL_SECRET", SECRET)
     monkeypatch.setattr("experiments.photos.default_detector", ToyDetector)
     monkeypatch.setattr("experiments.photos.Gate", lambda: Gate(ToyJudge(), 0.9))
-    monkeypatch.setattr("experiments.photo_jobs.Cost", lambda: Cost(1, 64, 1))
+    monkeypatch.setattr("experiments.anonymizing.Cost", lambda: Cost(1, 64, 1))
     (tmp_path / "toy.yaml").write_text("model: {class_path: toy_photos.ToyMethod}")
     (tmp_path / "factors.yaml").write_text("model: {class_path: toy_photos.ToyFactors}")
     (tmp_path / "untouched.yaml").write_text("model: {class_path: toy_photos.Untouched}")
@@ -458,14 +458,14 @@ def test_a_killed_run_goes_on():
     code = f"""
 import os, sys
 sys.path[:0] = [{str(room)!r}, {str(room.parent)!r}]
-import experiments.photo_jobs, experiments.photos
+import experiments.anonymizing, experiments.photo_jobs, experiments.photos
 from toy_photos import ToyDetector, ToyJudge
 from experiments.cli import main
 from lightning_modules.callbacks.paste_back import Gate
 from lightning_modules.keys import Cost
 experiments.photos.default_detector = ToyDetector
 experiments.photos.Gate = lambda: Gate(ToyJudge(), 0.9)
-experiments.photo_jobs.Cost = lambda: Cost(1, 64, 1)
+experiments.anonymizing.Cost = lambda: Cost(1, 64, 1)
 replace = os.replace
 os.replace = lambda a, b: os.kill(os.getpid(), 9) if str(b).endswith("1.png") else replace(a, b)
 main(["anonymize", "in", "--out", "safe", "--method", "toy.yaml", "--accelerator=cpu"])
