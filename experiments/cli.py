@@ -88,6 +88,7 @@ def verbs() -> dict[str, Any]:
         photos,
         recipe,
         rekey,
+        serve,
         sweep,
         weights,
     )
@@ -102,6 +103,7 @@ def verbs() -> dict[str, Any]:
         "inspect": photos.inspect,
         "verify": photos.verify,
         "rekey": rekey.rekey,
+        "serve": serve.serve,
         "recipe": recipe.recipe,
         "sweep": sweep.sweep,
         "compare": compare.compare,

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from experiments.recovering import Recovering
 from lightning_modules import manifest as manifests
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.callbacks.paste_back import Gate, PasteBack
-from lightning_modules.keys import Record, read_secret
+from lightning_modules.keys import Record, Secret, read_secret
 from lightning_modules.photo_step import PhotoStep
 from lightning_modules.trained import weights_hash
 from lightning_modules.weights import cards
@@ -115,29 +116,80 @@ def anonymize(
         ValueError: Two options do not go together, or there is no secret.
         OSError: A path is not there, or the output folder cannot be written.
     """
-    if seal != "none" and mode == "decoy":
-        raise ValueError("--seal needs --mode verify: what a secret opens would tell guesses of it apart")
     if (faces == "except") != bool(except_for):
         raise ValueError("--faces except and --except_for go together: whose faces stay as they are?")
     found, folder = _places(paths, out)
-    network, name = _method(method, weights, refine, accelerator)
-    if seal == "code" and type(network).code_of is ReversibleAnonymizer.code_of:
-        raise ValueError(f"{name} has no code of a face that could be sealed; seal the pixels by --seal original")
-    secret = None
-    if network.key_spec.kind != "none" or seal != "none":
-        secret = read_secret(secret_file, confirm=True)
+    network, name = load_photo_method(method, weights, refine, accelerator)
     steps = getattr(network, "refine", None)
+    hiding = Hiding(
+        name, weights_hash(network), network.size, mode, seal, header, faces, on_no_face, keep_metadata, steps
+    )
+    check_options(network, hiding)
+    secret = read_secret(secret_file, confirm=True) if needs_secret(network, hiding) else None
+    return anonymize_files(found, folder, network, hiding, secret, except_for, batch_size, accelerator, devices)
+
+
+def check_options(network: ReversibleAnonymizer, hiding: Hiding) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        ValueError: A seal in decoy mode, or of codes that a method does not have.
+    """
+    if hiding.seal != "none" and hiding.mode == "decoy":
+        raise ValueError("--seal needs --mode verify: what a secret opens would tell guesses of it apart")
+    if hiding.seal == "code" and type(network).code_of is ReversibleAnonymizer.code_of:
+        raise ValueError(
+            f"{hiding.method} has no code of a face that could be sealed; seal the pixels by --seal original"
+        )
+
+
+def needs_secret(network: ReversibleAnonymizer, hiding: Hiding) -> bool:
+    """Whether anything is keyed: the method, or a seal."""
+    return network.key_spec.kind != "none" or hiding.seal != "none"
+
+
+def anonymize_files(
+    found: list[Found],
+    folder: Path,
+    network: ReversibleAnonymizer,
+    hiding: Hiding,
+    secret: Secret | None,
+    except_for: str | None = None,
+    batch_size: int = 4,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    bar: Progress | None = None,
+) -> int:
+    """As :func:`anonymize`, with a method and a secret at hand.
+
+    Args:
+        found: The pictures.
+        folder: Where to write.
+        network: The method, in evaluation mode.
+        hiding: How; :func:`check_options` has passed it.
+        secret: What a person holds, where :func:`needs_secret` asks for it.
+        except_for: As :func:`anonymize`.
+        batch_size: As :func:`anonymize`.
+        accelerator: As :func:`anonymize`.
+        devices: As :func:`anonymize`.
+        bar: Progress; ``None`` draws one on the terminal.
+
+    Returns:
+        As :func:`anonymize`.
+
+    Raises:
+        ValueError: As :func:`anonymize`.
+        OSError: As :func:`anonymize`.
+    """
     gate, detector = Gate(), default_detector()
     spared, digests = _spared(except_for, detector, network.size) if except_for else ([], ())
-    hiding = Hiding(
-        name, weights_hash(network), network.size, mode, seal, header, faces, on_no_face, keep_metadata, steps, digests
-    )
-    with _Folder(folder) as manifest, _progress(len(found), "anonymizing") as bar:
+    hiding = replace(hiding, spared=digests)
+    with _Folder(folder) as manifest, bar or _progress(len(found), "anonymizing") as bar:
         known = partial(gate.knows, spared) if spared else None
         codes, count = partial(_codes, network), network.attributes
         job = Anonymizing(folder, manifest, bar, hiding, secret, detector, gate.threshold, codes, known, count)
         step = PhotoStep(network, "anonymize", job.key_of)
-        return _predict(job, found, step, PasteBack(gate), batch_size, accelerator, devices, keep_metadata)
+        return _predict(job, found, step, PasteBack(gate), batch_size, accelerator, devices, hiding.keep_metadata)
 
 
 def recover(
@@ -174,10 +226,46 @@ def recover(
         OSError: As :func:`anonymize`.
     """
     found, folder = _places(paths, out)
-    chosen = method or _method_of(found)
-    network, name = (None, "none") if chosen is None else _method(chosen, weights, refine, accelerator)
+    chosen = method or method_of(found)
+    network, name = (None, "none") if chosen is None else load_photo_method(chosen, weights, refine, accelerator)
     secret = read_secret(secret_file)
-    with _Folder(folder) as manifest, _progress(len(found), "recovering") as bar:
+    return recover_files(found, folder, network, name, secret, keep_metadata, batch_size, accelerator, devices)
+
+
+def recover_files(
+    found: list[Found],
+    folder: Path,
+    network: ReversibleAnonymizer | None,
+    name: str,
+    secret: Secret,
+    keep_metadata: bool = True,
+    batch_size: int = 4,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    bar: Progress | None = None,
+) -> int:
+    """As :func:`recover`, with a method and a secret at hand.
+
+    Args:
+        found: The pictures.
+        folder: Where to write.
+        network: The method that made them; ``None`` where all are sealed.
+        name: What their records call it.
+        secret: What a person holds.
+        keep_metadata: As :func:`recover`.
+        batch_size: As :func:`recover`.
+        accelerator: As :func:`recover`.
+        devices: As :func:`recover`.
+        bar: Progress; ``None`` draws one on the terminal.
+
+    Returns:
+        As :func:`recover`.
+
+    Raises:
+        ValueError: As :func:`recover`.
+        OSError: As :func:`recover`.
+    """
+    with _Folder(folder) as manifest, bar or _progress(len(found), "recovering") as bar:
         job = Recovering(folder, manifest, bar, network, name, secret, keep_metadata)
         step = None if network is None else PhotoStep(network, "recover", job.key_of, job.code_of)
         return _predict(job, found, step, PasteBack(), batch_size, accelerator, devices, keep_metadata)
@@ -267,7 +355,9 @@ def _read(path: Path) -> Any:
         raise OSError(f"{path}: {error}") from error
 
 
-def _method(chosen: str, weights: str | None, refine: int | None, accelerator: str) -> tuple[ReversibleAnonymizer, str]:
+def load_photo_method(
+    chosen: str, weights: str | None, refine: int | None, accelerator: str
+) -> tuple[ReversibleAnonymizer, str]:
     """The method with its weights, and the name that records call it by.
 
     Raises:
@@ -290,7 +380,7 @@ def _method(chosen: str, weights: str | None, refine: int | None, accelerator: s
     return network, chosen if chosen in METHODS else Path(chosen).stem
 
 
-def _method_of(found: list[Found]) -> str | None:
+def method_of(found: list[Found]) -> str | None:
     """The method that pictures need to be recovered; ``None`` where all are sealed or cannot be read."""
     for one in found:
         try:

@@ -24,7 +24,8 @@ def rekey(
 
     Both secrets are asked for, or KEYVEIL_SECRET and KEYVEIL_NEW_SECRET. In verify mode a wrong old secret is refused;
     in decoy mode nothing can tell, and the original would be out of reach: recover one picture from the new folder
-    before the old one is removed. Whoever has a copy of an old file and the old secret can still recover it.
+    before the old one is removed. Whoever has a copy of an old file and the old secret can still recover it, and in
+    decoy mode they can also test guesses of the new secret, by what it opens of a new file: choose it as hard to guess.
 
     Args:
         paths: Anonymized pictures and folders of them, as plain words; records beside them (NAME.keyveil) are found.
