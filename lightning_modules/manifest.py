@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -32,10 +33,12 @@ def signing_key() -> Ed25519PrivateKey:
     if not path.is_file():
         made = Ed25519PrivateKey.generate()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with suppress(FileExistsError):  # another process was first
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            os.write(descriptor, made.private_bytes_raw())
-            os.close(descriptor)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".signing.") as file:  # only its owner may read it
+            file.write(made.private_bytes_raw())
+            file.flush()
+            os.fsync(file.fileno())
+            with suppress(FileExistsError):  # another process was first
+                os.link(file.name, path)  # whole or not at all
     try:
         return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
     except ValueError as error:
@@ -90,10 +93,16 @@ class Manifest:
         """
         body = {"entry": entry, "previous": self._previous, "signer": signer(self.key)}
         line = _compact(body | {"signature": self.key.sign(_compact(body)).hex()})
-        with self.path.open("ab") as file:
-            file.write(line + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        length = self.path.stat().st_size
+        try:
+            with self.path.open("ab") as file:
+                file.write(line + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self.path, length)  # no half of a line, on which the next would follow
+            raise
         self._previous = _digest(line)
         self._remember([entry])
 

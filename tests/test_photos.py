@@ -21,6 +21,7 @@ from datamodules.photos import find_faces
 from experiments.cli import main
 from lightning_modules.callbacks.paste_back import Gate, put_back
 from lightning_modules.keys import Cost, Record
+from lightning_modules.manifest import Manifest, signer, signing_key
 
 SECRET = "correct horse battery staple"
 
@@ -761,3 +762,27 @@ def test_recovered_decoys_leave_no_hash_by_which_a_secret_could_be_guessed():
     assert noted == [{"a.png": None}]
     assert open_("safe", method="toy.yaml") == 0  # again, over itself
     assert main(["verify", "back"]) == 0
+
+
+# -- the manifest ------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_no_half_line_in_the_manifest(tmp_path, monkeypatch):
+    manifest = Manifest(tmp_path / "manifest.jsonl", signing_key())
+    manifest.add({"picture": "a", "files": {"a": "1"}})
+    whole = manifest.path.read_bytes()
+    with monkeypatch.context() as full:
+        full.setattr("lightning_modules.manifest.os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "full")))
+        with pytest.raises(OSError, match="full"):
+            manifest.add({"picture": "b", "files": {"b": "2"}})
+    assert manifest.path.read_bytes() == whole
+    manifest.add({"picture": "c", "files": {"c": "3"}})
+    assert sorted(Manifest(manifest.path, signing_key()).entries) == ["a", "c"]
+
+
+def test_the_signing_key_is_there_whole_or_not_at_all_and_its_owners_alone(tmp_path):
+    key = signing_key()
+    assert signer(key) == signer(signing_key())
+    (file,) = (tmp_path / "config" / "keyveil").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.stat().st_size == 32
