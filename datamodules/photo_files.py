@@ -31,6 +31,8 @@ SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 PHOTOS = {*SUFFIXES, ".heic", ".heif", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm", ".jpe", ".jfif", ".avif"}
 
+CLIPS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"}
+
 SIDECAR = ".keyveil"  # what a record's own file is called after its picture
 
 SEGMENT = 65_000  # bytes that a comment of a JPEG may hold, a little below the format's 65,533
@@ -131,7 +133,11 @@ def find_photos(paths: Iterable[str | Path], out: str | Path) -> tuple[list[Foun
             seen.add(real)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
-                if Path(name).suffix.lower() in PHOTOS and not name.startswith(".") and Path(top, name).is_file():
+                if (
+                    Path(name).suffix.lower() in PHOTOS | CLIPS
+                    and not name.startswith(".")
+                    and Path(top, name).is_file()
+                ):
                     add(Path(top, name), Path(top, name).relative_to(path).as_posix())
                 elif not (name.startswith(".") or name.endswith(SIDECAR) or re.fullmatch(_MANIFEST, name)):
                     others += 1

@@ -37,6 +37,11 @@ class Place(NamedTuple):
     matrix: ndarray
     attributes: tuple[int, ...] = ()
 
+    @property
+    def numbers(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Box and matrix as plain numbers, row by row."""
+        return tuple(map(float, self.box)), tuple(map(float, self.matrix.ravel()))
+
 
 @dataclass
 class OpenPhoto:

@@ -109,7 +109,7 @@ class Anonymizing(PhotoJob):
         try:
             path = self.out / next(name for name in entry["files"] if not name.endswith(SIDECAR))
             record = parse_record(peek(path), sidecar(path))
-            record.check(self._stretch(record.header))
+            record.check(self.stretched(record.header))
         except (OSError, ValueError, StopIteration):
             return False
         return True
@@ -125,13 +125,25 @@ class Anonymizing(PhotoJob):
             places, left = [place for place, stays in zip(places, stay, strict=True) if not stays], left + sum(stay)
             if not places:
                 return OpenPhoto(photo, [], left)
-        drawn = [tuple(secrets.choice((-1, 1)) for _ in range(self.attributes)) for _ in places]
-        places = [place._replace(attributes=asked) for place, asked in zip(places, drawn, strict=True)]
-        if not places and self.hiding.on_no_face == "fail":
-            raise ValueError("no face was found in it (see --on_no_face)")
-        if not places and self.hiding.on_no_face == "skip":
-            raise SkippedError("no face was found in it")
+        places = [place._replace(attributes=self.ask()) for place in places]
+        self.refuse_none(len(places))
         return OpenPhoto(photo, places, left)
+
+    def ask(self) -> tuple[int, ...]:
+        """Attributes of a face, by chance."""
+        return tuple(secrets.choice((-1, 1)) for _ in range(self.attributes))
+
+    def refuse_none(self, faces: int) -> None:
+        """What becomes of a picture without a face.
+
+        Raises:
+            ValueError: It is an error.
+            SkippedError: It is to be left out.
+        """
+        if not faces and self.hiding.on_no_face == "fail":
+            raise ValueError("no face was found in it (see --on_no_face)")
+        if not faces and self.hiding.on_no_face == "skip":
+            raise SkippedError("no face was found in it")
 
     def key_of(self, sample: int) -> Key:
         """A new key for a face under way."""
@@ -155,37 +167,29 @@ class Anonymizing(PhotoJob):
             return
         self.write(photo, pixels, record, "anonymized" if count else "copied", self.hiding.header, **more)
 
-    def _record(self, opened: OpenPhoto) -> Record:
+    def record(self, shape: tuple[int, ...], faces: list[FaceRecord]) -> Record:
+        """The record of a picture or clip of this height and width, without seals, and authenticated in verify mode."""
         nonce, keyed = fresh(), self.master is not None and self.hiding.mode == "verify"
-        header = Header(
-            self.hiding.method,
-            self.hiding.weights,
-            self.salt,
-            nonce,
-            self.cost,
-            self.master.check_value(nonce) if self.master and keyed else None,
-        )
-        height, width = opened.photo.pixels.shape[:2]
+        check = self.master.check_value(nonce) if self.master and keyed else None
+        header = Header(self.hiding.method, self.hiding.weights, self.salt, nonce, self.cost, check)
+        made = Record(header, shape[1], shape[0], self.hiding.size, tuple(faces))
+        return made.authenticated(self.master) if self.master and keyed else made
 
+    def _record(self, opened: OpenPhoto) -> Record:
         faces = [
-            FaceRecord(
-                opened.nonces[index],
-                tuple(float(side) for side in place.box),
-                tuple(float(number) for number in place.matrix.ravel()),
-                place.attributes,
-            )
+            FaceRecord(opened.nonces[index], *place.numbers, place.attributes)
             for index, place in enumerate(opened.places)
         ]
-        record = Record(header, width, height, self.hiding.size, tuple(faces))
-        if not keyed or self.master is None:
+        record = self.record(opened.photo.pixels.shape[:2], faces)
+        if self.hiding.seal == "none" or record.header.decoy or self.master is None:
             return record
-        if self.hiding.seal != "none":
-            name = "code" if self.hiding.seal == "code" else "seal"
-            bound = record.bound()
-            sealed = [seal(self.master, face.nonce, plain, bound, name) for face, plain in self._plain(opened, faces)]
-            faces = [replace(face, **{name: one}) for face, one in zip(faces, sealed, strict=True)]
-            record = replace(record, faces=tuple(faces))
-        return record.authenticated(self.master)
+        name = "code" if self.hiding.seal == "code" else "seal"
+        bare = replace(record, mac=None)
+        sealed = [
+            replace(face, **{name: seal(self.master, face.nonce, plain, bare.bound(), name)})
+            for face, plain in self._plain(opened, faces)
+        ]
+        return replace(bare, faces=tuple(sealed)).authenticated(self.master)
 
     def _plain(self, opened: OpenPhoto, faces: list[FaceRecord]) -> list[tuple[FaceRecord, bytes]]:
         """What of each face is sealed."""

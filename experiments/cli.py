@@ -16,7 +16,7 @@ _NOISE = (
     "|exists and is not empty|dataloader is not resumable)"
 )
 
-SWITCHES = ("--dry_run", "--fresh", "--offline", "--keep_metadata")
+SWITCHES = ("--dry_run", "--fresh", "--offline", "--keep_metadata", "--lossless")
 TRAINING = ("fit", "validate", "test", "predict")
 
 

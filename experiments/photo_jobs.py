@@ -58,7 +58,7 @@ class PhotoJob:
         self._secret = secret
         self._stretched: dict[tuple[bytes, Cost], MasterKey] = {}
 
-    def _stretch(self, header: Header) -> MasterKey:
+    def stretched(self, header: Header) -> MasterKey:
         """The secret stretched as a header says; once a run that wrote headers."""
         assert self._secret is not None
         if (header.salt, header.cost) not in self._stretched:
@@ -89,14 +89,17 @@ class PhotoJob:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         if status == "failed":
             self.bar.console.print(f"{found.path}: {reason}", markup=False, highlight=False, soft_wrap=True)
-        self._note(found, digest, status, reason=reason)
-        self._count(status)
+        self.note(found, digest, status, reason=reason)
+        self.count(status)
 
-    def _note(self, found: Found, digest: str, status: str, **more: Any) -> None:
+    def note(self, found: Found, digest: str, status: str, **more: Any) -> None:
+        """Add a picture's line to the manifest."""
         entry = {"picture": found.name, "input": digest, "status": status, "settings": self.settings}
         self.manifest.add({**entry, "keyveil": version("keyveil"), **more})
 
-    def _count(self, status: str) -> None:
+    def count(self, status: str, name: str | None = None) -> None:
+        """Count a picture, and remember its output."""
+        self._written.update([name] if name else [])
         self.counts[status] += 1
         self.bar.advance(self.bar.task_ids[0])
 
@@ -109,14 +112,9 @@ class PhotoJob:
         could not be recovered without.
         """
         name = photo.output
-        path, beside = self.out / name, sidecar(self.out / name)
+        beside = sidecar(self.out / name)
         try:
-            before = self.manifest.entries.get(photo.found.name, {})
-            for one in (path, beside):
-                if name in self._written or (one.exists() and before.get("input") != photo.digest):
-                    raise ValueError(
-                        f"there is a file {one} already, and it was not made of this picture; remove it first"
-                    )
+            self.claim(photo.found, photo.digest, name)
             data, fits = encode_photo(photo, pixels, record if where != "sidecar" else None)
             files = {name: data}
             if record is not None and (where != "picture" or not fits):
@@ -124,7 +122,7 @@ class PhotoJob:
             # what a decoy gave depends on the secret: its hash would tell a right guess from a wrong one
             decoy = more.get("mode") == "decoy"
             hashes = {one: None if decoy else sha256(content).hexdigest() for one, content in files.items()}
-            self._note(photo.found, photo.digest, status, files=hashes, **more)
+            self.note(photo.found, photo.digest, status, files=hashes, **more)
             for one, content in files.items():
                 write_whole(self.out / one, content)
             if len(files) == 1:
@@ -132,8 +130,18 @@ class PhotoJob:
         except (OSError, ValueError) as error:
             self.failed(photo.found, photo.digest, error)
             return
-        self._written.add(name)
-        self._count(status)
+        self.count(status, name)
+
+    def claim(self, found: Found, digest: str, name: str) -> None:
+        """Make sure that a name in the output folder, and its record's, is free or this picture's own.
+
+        Raises:
+            ValueError: Something else lies there.
+        """
+        before = self.manifest.entries.get(found.name, {})
+        for one in (self.out / name, sidecar(self.out / name)):
+            if name in self._written or (one.exists() and before.get("input") != digest):
+                raise ValueError(f"there is a file {one} already, and it was not made of this picture; remove it first")
 
     @property
     def failures(self) -> int:

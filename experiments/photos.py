@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
@@ -23,17 +20,18 @@ from rich.progress import Progress
 from datamodules.alignment import warp
 from datamodules.batch import FaceBatch
 from datamodules.detection import Detector, default_detector
-from datamodules.photo_files import Found, clear_parts, find_photos, peek, read_photo, sidecar
+from datamodules.photo_files import CLIPS, Found, clear_parts, find_photos, peek, read_photo, sidecar
 from datamodules.photos import Photos, look_for_places
 from experiments.anonymizing import Anonymizing, Hiding
 from experiments.build import load_method, method_spec
+from experiments.clips import Turning, anonymize_clip, recover_clip
 from experiments.photo_jobs import PhotoJob, parse_record, read_record
 from experiments.recovering import Recovering
 from lightning_modules import manifest as manifests
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.callbacks.paste_back import Gate, PasteBack
 from lightning_modules.keys import Record, Secret, read_secret
-from lightning_modules.photo_step import PhotoStep
+from lightning_modules.photo_step import PhotoStep, predict_photos
 from lightning_modules.trained import weights_hash
 from lightning_modules.weights import cards
 
@@ -78,6 +76,7 @@ def anonymize(
     except_for: str | None = None,
     on_no_face: Literal["fail", "skip", "copy"] = "fail",
     keep_metadata: bool = False,
+    lossless: bool = False,
     refine: int | None = None,
     batch_size: int = 4,
     accelerator: str = "auto",
@@ -104,6 +103,7 @@ def anonymize(
             stranger in a thousand is taken for each of them: look at what was written.
         on_no_face: What becomes of a picture without a face: an error, nothing, or a copy without metadata.
         keep_metadata: Keep date, camera, exposure and copyright; by default nothing is kept but the colour profile.
+        lossless: Write clips without any loss (FFV1 in Matroska, many times as large); by default H.264, hardly lossy.
         refine: Steps of optimisation a face, for ifadit.
         batch_size: Faces at once.
         accelerator: Lightning's.
@@ -126,7 +126,9 @@ def anonymize(
     )
     check_options(network, hiding)
     secret = read_secret(secret_file, confirm=True) if needs_secret(network, hiding) else None
-    return anonymize_files(found, folder, network, hiding, secret, except_for, batch_size, accelerator, devices)
+    return anonymize_files(
+        found, folder, network, hiding, secret, except_for, lossless, batch_size, accelerator, devices
+    )
 
 
 def check_options(network: ReversibleAnonymizer, hiding: Hiding) -> None:
@@ -155,6 +157,7 @@ def anonymize_files(
     hiding: Hiding,
     secret: Secret | None,
     except_for: str | None = None,
+    lossless: bool = False,
     batch_size: int = 4,
     accelerator: str = "auto",
     devices: int | str = 1,
@@ -169,6 +172,7 @@ def anonymize_files(
         hiding: How; :func:`check_options` has passed it.
         secret: What a person holds, where :func:`needs_secret` asks for it.
         except_for: As :func:`anonymize`.
+        lossless: As :func:`anonymize`.
         batch_size: As :func:`anonymize`.
         accelerator: As :func:`anonymize`.
         devices: As :func:`anonymize`.
@@ -181,6 +185,7 @@ def anonymize_files(
         ValueError: As :func:`anonymize`.
         OSError: As :func:`anonymize`.
     """
+    pictures, clips = _parted(found, devices)
     gate, detector = Gate(), default_detector()
     spared, digests = _spared(except_for, detector, network.size) if except_for else ([], ())
     hiding = replace(hiding, spared=digests)
@@ -189,7 +194,10 @@ def anonymize_files(
         codes, count = partial(_codes, network), network.attributes
         job = Anonymizing(folder, manifest, bar, hiding, secret, detector, gate.threshold, codes, known, count)
         step = PhotoStep(network, "anonymize", job.key_of)
-        return _predict(job, found, step, PasteBack(gate), batch_size, accelerator, devices, hiding.keep_metadata)
+        turning = Turning(network, batch_size, accelerator, lossless)
+        for clip in clips:
+            anonymize_clip(clip, job, turning, gate)
+        return _predict(job, pictures, step, PasteBack(gate), batch_size, accelerator, devices, hiding.keep_metadata)
 
 
 def recover(
@@ -199,6 +207,7 @@ def recover(
     weights: str | None = None,
     secret_file: str | None = None,
     keep_metadata: bool = True,
+    lossless: bool = False,
     refine: int | None = None,
     batch_size: int = 4,
     accelerator: str = "auto",
@@ -213,6 +222,7 @@ def recover(
         weights: What it has learned, where they were named when anonymizing.
         secret_file: A file that holds the secret.
         keep_metadata: Keep what the anonymized pictures say of date, camera, exposure and copyright.
+        lossless: Write clips without any loss (FFV1 in Matroska, many times as large); by default H.264, hardly lossy.
         refine: Steps of optimisation a face, for ifadit.
         batch_size: Faces at once.
         accelerator: Lightning's.
@@ -229,7 +239,9 @@ def recover(
     chosen = method or method_of(found)
     network, name = (None, "none") if chosen is None else load_photo_method(chosen, weights, refine, accelerator)
     secret = read_secret(secret_file)
-    return recover_files(found, folder, network, name, secret, keep_metadata, batch_size, accelerator, devices)
+    return recover_files(
+        found, folder, network, name, secret, keep_metadata, lossless, batch_size, accelerator, devices
+    )
 
 
 def recover_files(
@@ -239,6 +251,7 @@ def recover_files(
     name: str,
     secret: Secret,
     keep_metadata: bool = True,
+    lossless: bool = False,
     batch_size: int = 4,
     accelerator: str = "auto",
     devices: int | str = 1,
@@ -253,6 +266,7 @@ def recover_files(
         name: What their records call it.
         secret: What a person holds.
         keep_metadata: As :func:`recover`.
+        lossless: As :func:`recover`.
         batch_size: As :func:`recover`.
         accelerator: As :func:`recover`.
         devices: As :func:`recover`.
@@ -265,10 +279,13 @@ def recover_files(
         ValueError: As :func:`recover`.
         OSError: As :func:`recover`.
     """
+    pictures, clips = _parted(found, devices)
     with _Folder(folder) as manifest, bar or _progress(len(found), "recovering") as bar:
         job = Recovering(folder, manifest, bar, network, name, secret, keep_metadata)
         step = None if network is None else PhotoStep(network, "recover", job.key_of, job.code_of)
-        return _predict(job, found, step, PasteBack(), batch_size, accelerator, devices, keep_metadata)
+        for clip in clips if network is not None else []:
+            recover_clip(clip, job, Turning(network, batch_size, accelerator, lossless))
+        return _predict(job, pictures, step, PasteBack(), batch_size, accelerator, devices, keep_metadata)
 
 
 def inspect(path: str) -> int:
@@ -335,6 +352,18 @@ class _Folder:
 
     def __exit__(self, *error: object) -> None:
         self.lock.release()
+
+
+def _parted(found: list[Found], devices: int | str) -> tuple[list[Found], list[Found]]:
+    """Pictures, and clips.
+
+    Raises:
+        ValueError: There are clips, and more than one device.
+    """
+    clips = [one for one in found if one.path.suffix.lower() in CLIPS]
+    if clips and str(devices) != "1":
+        raise ValueError("clips are done on one device: leave --devices at 1, or take the clips out")
+    return [one for one in found if one not in clips], clips
 
 
 def _places(paths: Sequence[str], out: str) -> tuple[list[Found], Path]:
@@ -443,20 +472,6 @@ def _predict(
             raise AssertionError("a face without a method")
         job.close()
         return int(job.failures > 0)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it tells of devices and tips
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*(infer the batch indices|num_workers|IterableDataset|GPU available)"
-        )
-        L.Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            callbacks=[paste],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            inference_mode=False,  # refinement takes gradients
-        ).predict(step, datamodule=photos, return_predictions=False)
+    predict_photos(step, photos, paste, accelerator, devices)
     job.close()
     return int(paste.failures > 0)

@@ -59,7 +59,7 @@ class Recovering(PhotoJob):
         """In verify mode the record tells whether it was this secret; in decoy mode nothing may tell."""
         try:
             record = parse_record(peek(found.path), sidecar(found.path))
-            record.check(self._stretch(record.header))
+            record.check(self.stretched(record.header))
         except (OSError, ValueError):
             return False
         return not record.header.decoy
@@ -73,7 +73,7 @@ class Recovering(PhotoJob):
                 f"it has {width} by {height} pixels, but was anonymized with {record.width} by {record.height}: "
                 "it was cropped, turned or resized since"
             )
-        master = record.check(self._stretch(record.header))
+        master = record.check(self.stretched(record.header))
         notes = {"master": master, "mode": "decoy" if record.header.decoy else "verify"}
         if record.faces and all(face.seal is not None for face in record.faces):
             bound = record.bound()
@@ -82,17 +82,18 @@ class Recovering(PhotoJob):
                 put_back(photo.pixels, unseal(master, face.nonce, face.seal or b"", bound))
             return OpenPhoto(photo, [], notes=notes)
         if record.faces:
-            self._fits(record)
+            self.refuse_others(record)
         codes = [
             (face, unseal(master, face.nonce, face.code, record.bound(), "code")) for face in record.faces if face.code
         ]
         notes["codes"] = {
             face.nonce: torch.from_numpy(np.frombuffer(code, "<f2").astype(np.float32)) for face, code in codes
         }
-        places = [Place(np.array(f.box), np.array(f.place).reshape(2, 3), f.attributes) for f in record.faces]
-        return OpenPhoto(photo, places, nonces=[face.nonce for face in record.faces], notes=notes)
+        return OpenPhoto(
+            photo, [place_of(face) for face in record.faces], nonces=[face.nonce for face in record.faces], notes=notes
+        )
 
-    def _fits(self, record: Record) -> None:
+    def refuse_others(self, record: Record) -> None:
         """Refuse what this method did not make.
 
         Raises:
@@ -121,3 +122,8 @@ class Recovering(PhotoJob):
     def done(self, opened: OpenPhoto, pixels: ndarray) -> None:
         """Write a recovered picture."""
         self.write(opened.photo, pixels, None, "recovered", mode=opened.notes["mode"])
+
+
+def place_of(face: FaceRecord) -> Place:
+    """Where a recorded face is."""
+    return Place(np.array(face.box), np.array(face.place).reshape(2, 3), face.attributes)

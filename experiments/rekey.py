@@ -91,7 +91,7 @@ class Rekeying(PhotoJob):
             beside = sidecar(found.path)
             text = peek(found.path)
             record = parse_record(text, beside)
-            inner = record.check(self._stretch(record.header))
+            inner = record.check(self.stretched(record.header))
             self._put(found, digest, data, record.rekeyed(inner, self.master, self.salt, self.cost), text, beside)
         except (OSError, ValueError) as error:
             self.failed(found, digest, error)
@@ -107,7 +107,7 @@ class Rekeying(PhotoJob):
             if (self.out / name).exists() and before.get("input") != digest:
                 raise ValueError(f"there is a file {self.out / name} already, made of another picture; remove it first")
         hashes = {name: None if record.header.decoy else sha256(one).hexdigest() for name, one in files.items()}
-        self._note(found, digest, "rekeyed", files=hashes, mode="decoy" if record.header.decoy else "verify")
+        self.note(found, digest, "rekeyed", files=hashes, mode="decoy" if record.header.decoy else "verify")
         for name, one in files.items():
             write_whole(self.out / name, one)
-        self._count("rekeyed")
+        self.count("rekeyed")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -58,3 +60,24 @@ class PhotoStep(L.LightningModule):
             else:
                 made[rows] = self.method.recover(part, keys[rows].to(part.image))
         return made
+
+
+def predict_photos(
+    step: PhotoStep, photos: L.LightningDataModule, paste: L.Callback, accelerator: str, devices: int | str
+) -> None:
+    """One pass over faces under Lightning, which says nothing of itself."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it tells of devices and tips
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*(infer the batch indices|num_workers|IterableDataset|GPU available)"
+        )
+        L.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            callbacks=[paste],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            inference_mode=False,  # refinement takes gradients
+        ).predict(step, datamodule=photos, return_predictions=False)

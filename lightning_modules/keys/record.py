@@ -19,7 +19,7 @@ from lightning_modules.keys.material import NONCE_BYTES, Cost, MasterKey, fresh,
 
 MAC_BYTES = 32
 _SIDE = 100_000  # pixels, the longest side of a picture
-_FACES = 1_000
+_FACES = 200_000  # of a clip each frame has its own; two hours of one person
 SEALS = ("seal", "code")
 
 
@@ -34,6 +34,7 @@ class FaceRecord:
         attributes: -1 or +1 for each attribute that was a factor beside the key.
         seal: What :func:`seal` made of the original's pixels.
         code: What :func:`seal` made of the method's code of the original.
+        frame: Number of the frame of a clip, from 0; ``None`` in a picture.
 
     Raises:
         ValueError: If a field is not what is said here.
@@ -45,6 +46,7 @@ class FaceRecord:
     attributes: tuple[int, ...] = ()
     seal: bytes | None = None
     code: bytes | None = None
+    frame: int | None = None
 
     def __post_init__(self) -> None:
         need_bytes("nonce", self.nonce, NONCE_BYTES)
@@ -56,6 +58,8 @@ class FaceRecord:
             raise ValueError("a face's place must be a map that can be undone")
         if len(self.attributes) > 1000 or not set(self.attributes) <= {-1, 1}:
             raise ValueError("a face's attributes must be -1 or 1, at most 1000")
+        if self.frame is not None and not 0 <= self.frame < 1 << 31:
+            raise ValueError("a face's frame must be a number from 0")
 
     @property
     def sealed(self) -> int:
@@ -67,6 +71,8 @@ class FaceRecord:
         found: dict[str, Any] = {"nonce": self.nonce.hex(), "box": list(self.box), "place": list(self.place)}
         if self.attributes:
             found["attributes"] = list(self.attributes)
+        if self.frame is not None:
+            found["frame"] = self.frame
         for name in SEALS:
             if sealed and getattr(self, name) is not None:
                 found[name] = base64.b64encode(getattr(self, name)).decode()
@@ -80,7 +86,10 @@ class FaceRecord:
             ValueError: If a field is missing, unknown or malformed.
         """
         _fields(
-            "a face", found, {"nonce": str, "box": list, "place": list}, {"attributes": list, "seal": str, "code": str}
+            "a face",
+            found,
+            {"nonce": str, "box": list, "place": list},
+            {"attributes": list, "seal": str, "code": str, "frame": int},
         )
         for name in ("box", "place"):
             if len(found[name]) > 6 or not all(type(n) in (int, float) and abs(n) <= 1e6 for n in found[name]):
@@ -93,7 +102,9 @@ class FaceRecord:
         except (binascii.Error, ValueError):
             raise ValueError("a face's seal and code must be base64") from None
         numbers = {name: tuple(float(n) for n in found[name]) for name in ("box", "place")}
-        return cls(_unhex("nonce", found["nonce"]), **numbers, attributes=tuple(asked), **seals)
+        return cls(
+            _unhex("nonce", found["nonce"]), **numbers, attributes=tuple(asked), frame=found.get("frame"), **seals
+        )
 
 
 @dataclass(frozen=True)
