@@ -50,16 +50,6 @@ def spread(codes: Codes, floor: float = 0.1) -> Tensor:
     return (cosine.sum() - cosine.diagonal().sum()) / max(count * (count - 1), 1)
 
 
-def hinge_real(score: Tensor) -> Tensor:
-    """``mean(max(0, 1 − D(x)))`` (Lim & Ye, 2017)."""
-    return F.relu(1 - score).mean()
-
-
-def hinge_fake(score: Tensor) -> Tensor:
-    """``mean(max(0, 1 + D(x̂)))`` (Lim & Ye, 2017)."""
-    return F.relu(1 + score).mean()
-
-
 def ms_ssim_loss(image: Image, target: Image) -> Tensor:
     """``1 − MS-SSIM`` of pictures in [-1, 1], with as many scales as their size allows (Wang et al., 2003)."""
     with torch.autocast(image.device.type, enabled=False):  # variances are differences of squares: bf16 loses them
