@@ -36,7 +36,9 @@ Aim = Callable[[Tensor], Tensor]
 
 SEAM = 3.0  # weight of the seam in the refinement of a pasted face: outlines agree, and faces still carry their codes
 POLISHED = 10.0  # weight of the style codes while pixels are polished: at 1, pose and glasses got lost beside who it is
-POSE = 0.02  # weight of the landmarks of the picture at hand in the refinement, where a network finds them
+# Weight of the landmarks of the picture at hand in the refinement of recovered and inverted faces. Anonymized ones go
+# without: held to the original's, two keys' people are too much alike (2 of 32 pairs taken for one by faceres).
+POSE = 0.02
 TRUNCATION = 0.75  # where refinement starts, between the mean face and what the codes say: of an odd face stays less
 
 
@@ -96,8 +98,8 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             :class:`datamodules.latent.LatentDataModule`.
         jpeg: Share of the training steps that send the anonymized picture as JPEG of quality 75, not as PNG.
         perceptual: ``lpips``, ``features`` (of the identity network), or ``auto``: LPIPS where its weights are.
-        landmarks: Frozen landmark network, pictures → ``(B, n, 2)`` in shares of the side: refined faces keep pose and
-            expression of the picture at hand. Needed by ``parsing``.
+        landmarks: Frozen landmark network, pictures → ``(B, n, 2)`` in shares of the side: refined faces that are
+            recovered keep the points of the anonymized picture. Needed by ``parsing``.
         weights: Weight of each loss term.
         learning_rate: Adam's.
         decay: Let it fall to zero along a cosine over ``trainer.max_steps``.
@@ -221,7 +223,8 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             z: Identity codes ``(B, 512)`` of any length.
             attributes: Attribute codes ``(B, live_rows, 512)``.
             picture: Pictures ``(B, 3, size, size)`` to paste into.
-            aim: What ``refine`` strives for: pictures → ``(B,)``; ``None``: that they carry ``z``.
+            aim: What ``refine`` strives for: pictures → ``(B,)``; ``None``: that they carry ``z``, with the landmarks of
+                ``picture``.
         """
         z, parts = F.normalize(z, dim=1), self.disentangler
         w = parts.codes(z, attributes)
@@ -229,11 +232,13 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             mean = parts.generator.mean_w
             w = mean + TRUNCATION * (w - mean)
             mask = None if self.mask is None else self.mask(picture, self._render(w))
-            aim = aim or partial(self._carries, z)
 
             def missed(image: Image) -> Tensor:
                 pasted = self._finish(resize(image, self.size), picture, mask)
-                loss = aim(pasted) + POSE * landmark_error(self.landmarks, pasted, picture)
+                if aim is None:
+                    loss = self._carries(z, pasted) + POSE * landmark_error(self.landmarks, pasted, picture)
+                else:
+                    loss = aim(pasted)
                 return loss if mask is None else loss + SEAM * seam(pasted, picture, mask)
 
             w = refine(parts.generator, w, missed, self.refine)
