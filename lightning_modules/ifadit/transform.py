@@ -223,7 +223,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             z: Identity codes ``(B, 512)`` of any length.
             attributes: Attribute codes ``(B, live_rows, 512)``.
             picture: Pictures ``(B, 3, size, size)`` to paste into.
-            aim: What ``refine`` strives for: pictures → ``(B,)``; ``None``: that they carry ``z``, with the landmarks of
+            aim: What ``refine`` strives for: pictures → ``(B,)``; ``None``: that they carry ``z``, and the landmarks of
                 ``picture``.
         """
         z, parts = F.normalize(z, dim=1), self.disentangler
