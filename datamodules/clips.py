@@ -19,7 +19,9 @@ from datamodules.photos import Place, look_for_places
 
 CLOSE = 0.3  # least overlap (IoU) of a face with where its track was last
 GAP = 1.0  # seconds that a face may be missed before its track ends
-SAMPLED = {1, 10, 100, 1000}  # of these frames of a track crops are kept, for the check
+SAMPLED = {1, 10, 100, 1000}  # of these frames of a track crops are kept, by which its key is chosen
+HDR = {16, 18}  # transfer functions of ITU-T H.273: PQ and HLG
+EDGE = 0.2  # seconds for which a face is held to be there before it is first found, and after it was last
 SMOOTH = 2  # frames on either side over which a face's place is averaged: detectors tremble
 
 
@@ -66,18 +68,29 @@ def frames(path: Path) -> Iterator[Frame]:
     """The frames of the first video stream.
 
     Raises:
-        ValueError: It is no clip, or damaged, or PyAV is not installed.
+        ValueError: It is no clip, damaged, or of a high dynamic range, or PyAV is not installed.
     """
-    av = _av()
+    av, last, index = _av(), -1, -1
     try:
-        with av.open(str(path)) as clip:
+        with av.open(f"file:{path}") as clip:
             if not clip.streams.video:
                 raise ValueError("it has no pictures")
+            step = _ticks(clip.streams.video[0])
             for index, frame in enumerate(clip.decode(video=0)):
+                if frame.color_trc in HDR:
+                    raise ValueError("it has a high dynamic range, which would be lost; convert it first")
                 turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-                yield Frame(index, np.ascontiguousarray(turned), frame.pts if frame.pts is not None else index)
+                last = max(last + (1 if index else 0), last + step if frame.pts is None else frame.pts, 0)
+                yield Frame(index, np.ascontiguousarray(turned), last)
+        if index < 0:
+            raise ValueError("it has no pictures")
     except av.FFmpegError as error:
         raise ValueError(f"it cannot be read as a clip ({error.strerror})") from error
+
+
+def _ticks(stream: Any) -> int:
+    """A frame's usual duration, in units of the time base."""
+    return max(1, round(1 / (float(stream.average_rate or 25) * float(stream.time_base))))
 
 
 class ClipWriter:
@@ -102,8 +115,8 @@ class ClipWriter:
         self._lossless, self._open = lossless, ExitStack()
         container, self._codec = CONTAINERS[suffix]
         try:
-            self._source = self._open.enter_context(av.open(str(like)))
-            self._made = self._open.enter_context(av.open(str(path), "w", format=container))
+            self._source = self._open.enter_context(av.open(f"file:{like}"))
+            self._made = self._open.enter_context(av.open(f"file:{path}", "w", format=container))
             self._streams()
         except av.FFmpegError as error:
             self._drop()
@@ -118,6 +131,8 @@ class ClipWriter:
         self._stream.codec_context.time_base = self._stream.time_base = shown.time_base
         self._sound = {}
         for sound in self._source.streams.audio:
+            if sound.codec_context is None:
+                raise ValueError("it has a sound track that cannot be copied; take it out, or convert it, first")
             self._sound[sound.index] = self._made.add_stream_from_template(sound)
         heard = self._source.demux(*self._source.streams.audio) if self._sound else ()
         self._packets = (packet for packet in heard if packet.dts is not None)
@@ -135,11 +150,21 @@ class ClipWriter:
             self._stream.width, self._stream.height = width, height
             even = height % 2 == 0 and width % 2 == 0  # colours at half the resolution need an even one
             self._stream.pix_fmt = "bgr0" if self._lossless else "yuv420p" if even else "yuv444p"
+            if not self._lossless:
+                self._stream.codec_context.colorspace = 6  # BT.601, by which RGB is converted, said in the file
+                self._stream.codec_context.color_range = 1
         picture = av.VideoFrame.from_ndarray(frame.pixels, format="rgb24")
         picture.pts, picture.time_base = frame.time, self._stream.codec_context.time_base
         self._copy_sound(float(frame.time * picture.time_base))
-        self._mux(self._stream.encode(picture))
+        self._encode(picture)
         self.written += 1
+
+    def _encode(self, picture: Any) -> None:
+        try:
+            packets = self._stream.encode(picture)
+        except _av().FFmpegError as error:
+            raise ValueError(f"it cannot be written as a clip ({error.strerror})") from error
+        self._mux(packets)
 
     def _copy_sound(self, until: float) -> None:
         """Sound up to a time in seconds, so that it lies beside the frames it belongs to."""
@@ -162,7 +187,7 @@ class ClipWriter:
         whole = False
         try:
             if kind is None:
-                self._mux(self._stream.encode(None))
+                self._encode(None)
                 self._copy_sound(float("inf"))
                 whole = True
         finally:
@@ -197,8 +222,8 @@ class Track:
 def follow(path: Path, detector: Detector, size: int) -> list[Track]:
     """The faces of a clip, each joined to the one that it overlaps most in the frames before.
 
-    Faces that were missed for up to a second are placed between where they were found, and places are averaged over
-    neighbouring frames.
+    Faces that were missed for up to a second are placed between where they were found, and held for a fifth of a second
+    before and after: detectors miss who comes and goes. Places are averaged over neighbouring frames.
 
     Args:
         path: The clip.
@@ -209,10 +234,9 @@ def follow(path: Path, detector: Detector, size: int) -> list[Track]:
         ValueError: It cannot be read.
     """
     tracks: list[Track] = []
-    with _av().open(str(path)) as clip:
-        rate = float(clip.streams.video[0].average_rate or 25) if clip.streams.video else 25.0
-    longest = max(1, round(GAP * rate))
+    count, (longest, held) = 0, _spans(path)
     for frame in frames(path):
+        count += 1
         found, _ = look_for_places(frame.pixels, detector, size, "all")
         alive = [track for track in tracks if frame.index - track.last <= longest]
         pairs = sorted(
@@ -232,7 +256,18 @@ def follow(path: Path, detector: Detector, size: int) -> list[Track]:
         for track in tracks:
             if track.last == frame.index and len(track.places) in SAMPLED:
                 track.crops.append(warp(frame.pixels, track.places[frame.index].matrix, size))
-    return [Track(_smooth(_filled(track.places)), track.crops) for track in tracks]
+    return [Track(_smooth(_held(_filled(track.places), held, count)), track.crops) for track in tracks]
+
+
+def _spans(path: Path) -> tuple[int, int]:
+    """``GAP`` and ``EDGE`` in frames."""
+    av = _av()
+    try:
+        with av.open(f"file:{path}") as clip:
+            rate = float(clip.streams.video[0].average_rate or 25) if clip.streams.video else 25.0
+    except av.FFmpegError as error:
+        raise ValueError(f"it cannot be read as a clip ({error.strerror})") from error
+    return max(1, round(GAP * rate)), max(1, round(EDGE * rate))
 
 
 def _overlap(a: ndarray, b: ndarray) -> float:
@@ -249,6 +284,13 @@ def _filled(places: dict[int, Place]) -> dict[int, Place]:
         for number in range(before + 1, after):
             filled[number] = _mean([places[before], places[after]], [after - number, number - before])
     return filled
+
+
+def _held(places: dict[int, Place], frames: int, count: int) -> dict[int, Place]:
+    first, last = min(places), max(places)
+    before = {number: places[first] for number in range(max(0, first - frames), first)}
+    after = {number: places[last] for number in range(last + 1, min(count, last + frames + 1))}
+    return {**before, **places, **after}
 
 
 def _smooth(places: dict[int, Place]) -> dict[int, Place]:

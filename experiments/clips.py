@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
 import torch
 from numpy import ndarray
-from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules.alignment import warp
 from datamodules.batch import FaceBatch, face_batch
-from datamodules.clips import ClipWriter, follow, frames, output_name
+from datamodules.clips import ClipWriter, Frame, follow, frames, output_name
 from datamodules.files import write_whole
 from datamodules.photo_files import SIDECAR, Found, Photo, sidecar
-from datamodules.photos import OpenPhoto, Photos, Place
+from datamodules.photos import OpenPhoto, Place
 from experiments.anonymizing import Anonymizing
 from experiments.photo_jobs import LABEL, PhotoJob, parse_record
 from experiments.recovering import Recovering, place_of
 from lightning_modules.anonymizer import ReversibleAnonymizer
-from lightning_modules.callbacks.paste_back import TRIES, Gate, PasteBack, StillRecognizedError
+from lightning_modules.callbacks.paste_back import TRIES, Gate, StillRecognizedError, put_back
 from lightning_modules.carriers import from_pixels, to_pixels
-from lightning_modules.keys import FaceRecord, MasterKey, fresh
+from lightning_modules.keys import FaceRecord, Key, MasterKey, fresh
+from lightning_modules.keys.record import MOST
 from lightning_modules.manifest import hash_file
-from lightning_modules.photo_step import PhotoStep, predict_photos
+from lightning_modules.photo_step import PhotoStep
+
+WAITING = 16  # frames that may wait for a batch of faces to fill
+KNOWN = 0.05  # share of a person's frames that may still be recognized: of strangers' pairs one in a thousand is
 
 Faces = dict[int, list[tuple[Place, bytes]]]
 """Places and nonces by the number of the frame."""
@@ -37,16 +41,22 @@ class Turning:
     """How clips are done.
 
     Attributes:
-        network: The method.
+        network: The method; ``None`` where records name none.
         batch_size: Faces at once.
         accelerator: Lightning's.
         lossless: Whether every level of every frame is kept, in much larger files.
     """
 
-    network: ReversibleAnonymizer
+    network: ReversibleAnonymizer | None
     batch_size: int
     accelerator: str
     lossless: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs; it is brought there."""
+        chosen = "cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+        return self.network.to(chosen).device
 
 
 def anonymize_clip(found: Found, job: Anonymizing, turning: Turning, gate: Gate) -> None:
@@ -67,6 +77,8 @@ def anonymize_clip(found: Found, job: Anonymizing, turning: Turning, gate: Gate)
         if sidecar(found.path).exists():
             raise ValueError("it was anonymized by keyveil already; anonymize the original, or recover it first")
         tracks = follow(found.path, job.detector, job.hiding.size)
+        if sum(len(track.places) for track in tracks) > MOST:
+            raise ValueError(f"it has more than {MOST} faces, frame by frame; cut it into shorter clips")
         job.refuse_none(len(tracks))
         master, faces = job.master or MasterKey.from_seed(0), Faces()
         for track in tracks:
@@ -85,9 +97,11 @@ def anonymize_clip(found: Found, job: Anonymizing, turning: Turning, gate: Gate)
             return job.record(clip.shape, rows).to_json()
 
         count = {"found": len(tracks), "changed": len(tracks), "left": 0}
-        clip.turn("anonymize", "anonymized" if tracks else "copied", record, faces=count, threshold=job.threshold)
+        status = "anonymized" if tracks else "copied"
+        spans = [[min(track.places), max(track.places)] for track in tracks]  # frames between which each was followed
+        clip.turn("anonymize", status, record, gate, faces=count, threshold=job.threshold, tracks=spans)
 
-    _told(found, job, work)
+    _told(found, job, turning, work)
 
 
 def recover_clip(found: Found, job: Recovering, turning: Turning) -> None:
@@ -109,18 +123,19 @@ def recover_clip(found: Found, job: Recovering, turning: Turning) -> None:
                 raise ValueError("the record beside it is that of a picture")
             faces.setdefault(face.frame, []).append((place_of(face), face.nonce))
         clip = _Clip(found, digest, job, turning, faces, master, (record.height, record.width))
-        clip.turn("recover", "recovered", None, mode="decoy" if record.header.decoy else "verify")
+        clip.turn("recover", "recovered", None, None, mode="decoy" if record.header.decoy else "verify")
 
-    _told(found, job, work)
+    _told(found, job, turning, work)
 
 
-def _told(found: Found, job: PhotoJob, work: Callable[[str], None]) -> None:
+def _told(found: Found, job: PhotoJob, turning: Turning, work: Callable[[str], None]) -> None:
     digest = ""
     try:
         digest = hash_file(found.path)
-        if job.wanted(found, digest):
+        before = job.manifest.entries.get(found.name, {})
+        if before.get("lossless") != turning.lossless or job.wanted(found, digest):
             work(digest)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever is wrong with one clip, the others are done
         job.failed(found, digest, error)
 
 
@@ -133,7 +148,7 @@ def _nonce(crops: list[ndarray], asked: tuple[int, ...], master: MasterKey, turn
     """
     attributes = torch.tensor(asked, dtype=torch.float32).expand(len(crops), -1)
     face = face_batch(torch.stack([from_pixels(crop) for crop in crops]), attributes=attributes)
-    face = FaceBatch(*(value.to(turning.network.device) for value in face))
+    face = FaceBatch(*(value.to(turning.device) for value in face))
     for _ in range(TRIES if turning.network.key_spec.kind != "none" else 1):
         nonce = fresh()
         key = master.derive(LABEL, nonce)
@@ -143,14 +158,12 @@ def _nonce(crops: list[ndarray], asked: tuple[int, ...], master: MasterKey, turn
     raise StillRecognizedError("somebody in it is still recognized under every key tried, so the clip is not written")
 
 
-class _Clip(Photos):
-    """The faces of a clip, frame by frame, and who writes its frames: its own job.
+class _Clip:
+    """A clip on its way through a method: frames in their order, faces in batches.
 
     Attributes:
         shape: Height and width of its frames; none before the first is read.
     """
-
-    failures = 0
 
     def __init__(
         self,
@@ -162,86 +175,97 @@ class _Clip(Photos):
         master: MasterKey,
         shape: tuple[int, ...] = (),
     ) -> None:
-        super().__init__([found], job, turning.network.size, turning.batch_size)
-        self.job: Any = self  # who is told of a frame; the other is told of the clip
-        self.clip, self.digest, self.owner, self.turning = found, digest, job, turning
+        self.found, self.digest, self.job, self.turning = found, digest, job, turning
         self.faces, self.master, self.shape = faces, master, shape
-        self._made: dict[int, tuple[OpenPhoto, ndarray]] = {}
-        self._writer: ClipWriter
+        self.keys: list[Key] = []
 
-    def turn(self, verb: Any, status: str, record: Callable[[], str] | None, **more: Any) -> None:
+    def turn(self, verb: Any, status: str, record: Callable[[], str] | None, gate: Gate | None, **more: Any) -> None:
         """Do it, note it, write it.
 
         Raises:
             ValueError: It cannot be read, or is not what its record says.
+            StillRecognizedError: The gate still knows somebody.
             OSError: It cannot be written.
         """
-        name = output_name(self.clip.name, self.turning.lossless)
-        self.owner.claim(self.clip, self.digest, name)
-        path = self.owner.out / name
+        name = output_name(self.found.name, self.turning.lossless)
+        self.job.claim(self.found, self.digest, name)
+        path = self.job.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with ClipWriter(part, path.suffix.lower(), self.clip.path, self.turning.lossless) as self._writer:
-                step = PhotoStep(self.turning.network, verb, self._key_of)
-                predict_photos(step, self, PasteBack(), self.turning.accelerator, 1)
-            if self.faces and max(self.faces) >= self._writer.written:
+            with ClipWriter(part, path.suffix.lower(), self.found.path, self.turning.lossless) as writer:
+                known = self._pass(verb, writer, gate)
+            if self.faces and max(self.faces) >= writer.written:
                 raise ValueError("it has fewer frames than its record says: it was cut since")
-            files = {name: hash_file(part)}
-            if record is not None:
-                text = record()
+            if sum(1 for _ in frames(part)) != writer.written:
+                raise ValueError("it was not written whole: its container cannot hold these times; try --lossless")
+            if known:
+                raise StillRecognizedError(f"{known} of its people are still recognized, so the clip is not written")
+            files: dict[str, str | None] = {name: hash_file(part)}
+            text = "" if record is None else record()
+            if text:
                 files = {f"{name}{SIDECAR}": sha256(text.encode()).hexdigest(), **files}
             if more.get("mode") == "decoy":  # as of pictures
                 files = dict.fromkeys(files)
-            self.owner.note(self.clip, self.digest, status, files=files, **more)
-            if record is not None:
+            self.job.note(self.found, self.digest, status, files=files, lossless=self.turning.lossless, **more)
+            if text:
                 write_whole(sidecar(path), text)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
-        self.owner.count(status, name)
+        self.job.count(status, name)
 
-    def _key_of(self, sample: int) -> Any:
-        opened, index = self.open[sample]
-        return self.master.derive(LABEL, opened.nonces[index])
+    def _pass(self, verb: Any, writer: ClipWriter, gate: Gate | None) -> int:
+        """Every frame through the method into the writer; how many people the gate still knows."""
+        step = PhotoStep(self.turning.network, verb, lambda sample: self.keys[sample])
+        waiting: list[tuple[Frame, OpenPhoto]] = []
+        seen: Counter[bytes] = Counter()
+        known: Counter[bytes] = Counter()
 
-    def predict_dataloader(self) -> DataLoader:
-        """Faces in this very process, as of :class:`Photos`."""
-        return DataLoader(_FrameFaces(self), batch_size=self.batch_size, num_workers=0)
+        def flush() -> None:
+            self._make([opened for _, opened in waiting], step)
+            for frame, opened in waiting:
+                pixels = frame.pixels.copy()
+                for crop, made, place in zip(opened.crops, opened.made, opened.places, strict=True):
+                    put_back(pixels, crop, made, place.matrix)
+                if gate is not None and opened.places:
+                    written = [warp(pixels, place.matrix, step.method.size) for place in opened.places]
+                    for nonce, value in zip(opened.nonces, gate.similarity(opened.crops, written), strict=True):
+                        seen[nonce] += 1
+                        known[nonce] += not value <= gate.threshold
+                writer.put(frame._replace(pixels=pixels))
+            waiting.clear()
 
-    def done(self, opened: OpenPhoto, pixels: ndarray) -> None:
-        """A frame is done; it is written when those before it are."""
-        self._made[opened.notes["frame"].index] = opened, pixels
-        while self._writer.written in self._made:
-            opened, pixels = self._made.pop(self._writer.written)
-            self._writer.put(opened.notes["frame"]._replace(pixels=pixels))
-
-
-class _FrameFaces(IterableDataset):
-    """The rows of a clip."""
-
-    def __init__(self, clip: _Clip) -> None:
-        self.clip = clip
-
-    def __iter__(self) -> Iterator[FaceBatch]:
-        clip, sample = self.clip, 0
-        for frame in frames(clip.clip.path):
-            clip.shape = clip.shape or frame.pixels.shape[:2]
-            if frame.pixels.shape[:2] != clip.shape:
-                height, width = clip.shape
+        for frame in frames(self.found.path):
+            self.shape = self.shape or frame.pixels.shape[:2]
+            if frame.pixels.shape[:2] != self.shape:
+                height, width = self.shape
                 raise ValueError(f"its frames are not all of {width} by {height} pixels")
-            faces = clip.faces.get(frame.index, [])
-            opened = OpenPhoto(
-                Photo(clip.clip, clip.digest, frame.pixels),
-                [place for place, _ in faces],
-                crops=[warp(frame.pixels, place.matrix, clip.size) for place, _ in faces],
-                made=[None] * len(faces),
-                nonces=[nonce for _, nonce in faces],
-                notes={"frame": frame},
-            )
-            if not faces:
-                clip.done(opened, frame.pixels)
-            for index in range(len(faces)):
-                clip.open[sample] = (opened, index)
-                yield opened.row(index, sample)
-                sample += 1
+            waiting.append((frame, self._open(frame)))
+            if len(waiting) >= WAITING or sum(len(o.places) for _, o in waiting) >= self.turning.batch_size:
+                flush()
+        flush()
+        return sum(known[nonce] > KNOWN * seen[nonce] for nonce in seen)
+
+    def _open(self, frame: Frame) -> OpenPhoto:
+        faces, size = self.faces.get(frame.index, []), self.turning.network.size
+        return OpenPhoto(
+            Photo(self.found, self.digest, frame.pixels),
+            [place for place, _ in faces],
+            crops=[warp(frame.pixels, place.matrix, size) for place, _ in faces],
+            nonces=[nonce for _, nonce in faces],
+        )
+
+    @torch.no_grad()
+    def _make(self, opened: list[OpenPhoto], step: PhotoStep) -> None:
+        """What the method makes of the faces of some frames, in batches."""
+        faces = [(one, index) for one in opened for index in range(len(one.places))]
+        for one in opened:
+            one.made = [None] * len(one.places)
+        for start in range(0, len(faces), self.turning.batch_size):
+            some = faces[start : start + self.turning.batch_size]
+            self.keys = [self.master.derive(LABEL, one.nonces[index]) for one, index in some]
+            rows = [one.row(index, sample) for sample, (one, index) in enumerate(some)]
+            batch = FaceBatch(*(torch.stack(values).to(self.turning.device) for values in zip(*rows, strict=True)))
+            for (one, index), image in zip(some, step.predict_step(batch), strict=True):
+                one.made[index] = to_pixels(image)

@@ -20,7 +20,7 @@ from rich.progress import Progress
 from datamodules.alignment import warp
 from datamodules.batch import FaceBatch
 from datamodules.detection import Detector, default_detector
-from datamodules.photo_files import CLIPS, Found, clear_parts, find_photos, peek, read_photo, sidecar
+from datamodules.photo_files import CLIPS, SIDECAR, Found, clear_parts, find_photos, peek, read_photo, sidecar
 from datamodules.photos import Photos, look_for_places
 from experiments.anonymizing import Anonymizing, Hiding
 from experiments.build import load_method, method_spec
@@ -51,7 +51,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "sdn": {
         "config": "configs/method/sdn.yaml",
-        "init_args": {"size": 64, "width": 24, "discriminator_width": 64, "attributes": 3, "identities": 8400},
+        "init_args": {"size": 64, "width": 24, "discriminator_width": 48, "attributes": 3, "identities": 8400},
         "weights": "sdn",
     },
     "blur": {"config": "configs/method/blur.yaml"},
@@ -283,7 +283,7 @@ def recover_files(
     with _Folder(folder) as manifest, bar or _progress(len(found), "recovering") as bar:
         job = Recovering(folder, manifest, bar, network, name, secret, keep_metadata)
         step = None if network is None else PhotoStep(network, "recover", job.key_of, job.code_of)
-        for clip in clips if network is not None else []:
+        for clip in clips:
             recover_clip(clip, job, Turning(network, batch_size, accelerator, lossless))
         return _predict(job, pictures, step, PasteBack(), batch_size, accelerator, devices, keep_metadata)
 
@@ -295,16 +295,30 @@ def inspect(path: str) -> int:
         path: The picture, or the record beside it (NAME.keyveil).
     """
     file = Path(path)
-    record = Record.from_json(file.read_bytes()) if file.suffix == ".keyveil" else read_record(_read(file))
+    record = _record_at(file)
     told = {
         "method": record.header.method,
         "weights": record.header.weights,
         "mode": "decoy" if record.header.decoy else "verify",
         "size": [record.width, record.height],
-        "faces": [{"box": [round(side) for side in face.box], "sealed_bytes": face.sealed} for face in record.faces],
     }
+    if any(face.frame is not None for face in record.faces):
+        people: dict[bytes, list[int]] = {}
+        for face in record.faces:
+            people.setdefault(face.nonce, []).append(face.frame or 0)
+        told["people"] = [{"first_frame": min(seen), "last_frame": max(seen)} for seen in people.values()]
+    else:
+        told["faces"] = [
+            {"box": [round(side) for side in face.box], "sealed_bytes": face.sealed} for face in record.faces
+        ]
     print(json.dumps(told, indent=2))
     return 0
+
+
+def _record_at(file: Path) -> Record:
+    if file.suffix == SIDECAR:
+        return Record.from_json(file.read_bytes())
+    return parse_record(None, sidecar(file)) if file.suffix.lower() in CLIPS else read_record(_read(file))
 
 
 def verify(folder: str, signer: str | None = None) -> int:

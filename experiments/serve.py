@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -65,14 +66,28 @@ def serve(
         print(f"everybody who reaches {host} can use this page, and secrets travel in clear", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="keyveil-") as folder:
         page = build(Desk(Path(folder), refine, accelerator))
-        page.launch(
-            server_name=host, server_port=port, inbrowser=open, show_error=True, quiet=True, prevent_thread_lock=True
-        )
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder goes
+        launch(page, server_name=host, server_port=port, inbrowser=open)
         print(f"keyveil listens at http://{host}:{port}; Ctrl-C stops it", file=sys.stderr)
         try:
             page.block_thread()
         finally:
             page.close(verbose=False)
+
+
+def launch(page: Any, **where: Any) -> str:
+    """Start listening, and nothing beyond this computer: no tunnel, no history of runs in the browser.
+
+    Args:
+        page: What :func:`build` made.
+        **where: As of ``gradio.Blocks.launch``.
+
+    Returns:
+        The address.
+    """
+    quiet = {"quiet": True, "show_error": True, "footer_links": []}
+    _, address, _ = page.launch(share=False, run_history=False, prevent_thread_lock=True, **quiet, **where)
+    return address
 
 
 @dataclass
@@ -209,6 +224,7 @@ def build(desk: Desk) -> Any:
     """
     os.environ["GRADIO_TEMP_DIR"] = str(desk.folder / "uploads")  # else they would outlive the run
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # it would keep what was typed, the secret too, in the browser
     try:
         import gradio as gr
     except ImportError as error:
@@ -258,7 +274,11 @@ def build(desk: Desk) -> Any:
                 said, shown = gr.Markdown(), gr.Gallery(label="Before and after", columns=2, interactive=False)
                 made = gr.File(label="Download", file_count="multiple", interactive=False)
             button.click(
-                anonymize, [files, method, mode, seal, secret, again], [shown, made, said], api_name="anonymize"
+                anonymize,
+                [files, method, mode, seal, secret, again],
+                [shown, made, said],
+                api_name="anonymize",
+                concurrency_id="one",
             )
         with gr.Tab("Recover"), gr.Row():
             with gr.Column(scale=1):
@@ -268,5 +288,5 @@ def build(desk: Desk) -> Any:
             with gr.Column(scale=2):
                 said, shown = gr.Markdown(), gr.Gallery(label="Before and after", columns=2, interactive=False)
                 made = gr.File(label="Download", file_count="multiple", interactive=False)
-            button.click(recover, [files, secret], [shown, made, said], api_name="recover")
+            button.click(recover, [files, secret], [shown, made, said], api_name="recover", concurrency_id="one")
     return page

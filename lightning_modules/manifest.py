@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from platformdirs import user_config_path
 
 from datamodules.files import write_whole
-from datamodules.photo_files import PHOTOS, SIDECAR
+from datamodules.photo_files import CLIPS, PHOTOS, SIDECAR
 
 NAME = "manifest.jsonl"
 PATTERN = "manifest*.jsonl"  # of several processes each has its own
@@ -38,11 +38,28 @@ def signing_key() -> Ed25519PrivateKey:
             file.flush()
             os.fsync(file.fileno())
             with suppress(FileExistsError):  # another process was first
-                os.link(file.name, path)  # whole or not at all
+                _link(Path(file.name), path)
     try:
         return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"the signing key {path} is damaged; remove it, and a new one is made") from error
+
+
+def _link(file: Path, path: Path) -> None:
+    """Put a file under another name, whole or not at all, unless that is taken.
+
+    Raises:
+        FileExistsError: It is taken.
+        OSError: It cannot be written.
+    """
+    try:
+        os.link(file, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(file.read_bytes())
 
 
 def signer(key: Ed25519PrivateKey) -> str:
@@ -187,14 +204,18 @@ def check_folder(folder: Path, expected: str) -> list[str]:
             wrong.append(f"{name}: it was altered")
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.suffix.lower() in {*PHOTOS, SIDECAR} and path.is_file() and name not in known:
+        if path.suffix.lower() in {*PHOTOS, *CLIPS, SIDECAR} and path.is_file() and name not in known:
             wrong.append(f"{name}: no run wrote it")
     return wrong
 
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
-    return sha256(path.read_bytes()).hexdigest()
+    found = sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def _digest(line: bytes) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 from toy_photos import ToyDetector, ToyJudge, picture
 
 import experiments.photos
-from experiments.serve import Desk, build
+from experiments.serve import Desk, build, launch
 from lightning_modules.callbacks.paste_back import Gate
 from lightning_modules.keys import Cost
 
@@ -88,8 +88,7 @@ def test_what_cannot_be_done_is_told(desk, tmp_path):
 def page(desk):
     pytest.importorskip("gradio")
     page = build(desk)
-    _, address, _ = page.launch(server_name="127.0.0.1", quiet=True, prevent_thread_lock=True, run_history=False)
-    yield address
+    yield launch(page, server_name="127.0.0.1")
     page.close(verbose=False)
 
 
@@ -143,6 +142,7 @@ def test_the_page_in_a_browser(page, tmp_path):
         tab.get_by_text("1 of 1 pictures done.").locator("visible=true").wait_for(timeout=60_000)
         back = fetch("back.png")
         tab.screenshot(path=tmp_path / "recovered.png")
+        assert SECRET not in tab.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
         browser.close()
     assert abs(pixels(file) - pixels(back)).mean() < 2
     assert abs(pixels(file) - pixels(hidden)).mean() > 5

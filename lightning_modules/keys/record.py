@@ -19,7 +19,7 @@ from lightning_modules.keys.material import NONCE_BYTES, Cost, MasterKey, fresh,
 
 MAC_BYTES = 32
 _SIDE = 100_000  # pixels, the longest side of a picture
-_FACES = 200_000  # of a clip each frame has its own; two hours of one person
+MOST = 200_000  # of a clip each frame has its own; two hours of one person
 SEALS = ("seal", "code")
 
 
@@ -140,8 +140,8 @@ class Record:
         for name in ("width", "height", "crop"):
             if not 1 <= getattr(self, name) <= _SIDE:
                 raise ValueError(f"a record's {name} must be 1 to {_SIDE} pixels")
-        if len(self.faces) > _FACES:
-            raise ValueError(f"a record has at most {_FACES} faces")
+        if len(self.faces) > MOST:
+            raise ValueError(f"a record has at most {MOST} faces")
         if self.mac is not None:
             need_bytes("authentication", self.mac, MAC_BYTES)
         if self.header.decoy and (self.mac is not None or any(face.sealed for face in self.faces)):
@@ -180,8 +180,8 @@ class Record:
                 raise ValueError(f"this record has another version than {cls.VERSION}, the one this release reads")
         sides = dict.fromkeys(("record", "width", "height", "crop"), int)
         _fields("a record", found, {**sides, "header": dict, "faces": list}, {"mac": str})
-        if len(found["faces"]) > _FACES:
-            raise ValueError(f"a record has at most {_FACES} faces")
+        if len(found["faces"]) > MOST:
+            raise ValueError(f"a record has at most {MOST} faces")
         return cls(
             header=Header.from_dict(found["header"]),
             **{name: found[name] for name in ("width", "height", "crop")},

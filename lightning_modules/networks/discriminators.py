@@ -46,7 +46,7 @@ class FaceDiscriminator(nn.Module):
         """Scores, higher for faces that look real, and logits of attributes."""
         features = F.adaptive_avg_pool2d(self.body(image), 4)
         pooled = features.mean((2, 3))
-        spread = features.float().std(0, correction=0).mean().to(features).expand(len(image), 1, 4, 4)
+        spread = (features.float().var(0, correction=0) + 1e-8).sqrt().mean().to(features).expand(len(image), 1, 4, 4)
         last = F.leaky_relu(self.last(torch.cat([features, spread], 1)), 0.2)
         logits = pooled[:, :0] if self.attributes is None else self.attributes(pooled)
         return self.score(last.flatten(1))[:, 0].float(), logits
