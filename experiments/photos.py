@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -126,9 +126,27 @@ def anonymize(
     )
     check_options(network, hiding)
     secret = read_secret(secret_file, confirm=True) if needs_secret(network, hiding) else None
-    return anonymize_files(
-        found, folder, network, hiding, secret, except_for, lossless, batch_size, accelerator, devices
-    )
+    running = Running(batch_size, accelerator, devices, lossless)
+    return anonymize_files(found, folder, network, hiding, secret, running, except_for)
+
+
+@dataclass(frozen=True)
+class Running:
+    """On what a verb runs, and what it shows meanwhile.
+
+    Attributes:
+        batch_size: Faces at once.
+        accelerator: Lightning's.
+        devices: Lightning's.
+        lossless: Whether clips are written without any loss.
+        bar: Progress; ``None`` draws one on the terminal.
+    """
+
+    batch_size: int = 4
+    accelerator: str = "auto"
+    devices: int | str = 1
+    lossless: bool = False
+    bar: Progress | None = None
 
 
 def check_options(network: ReversibleAnonymizer, hiding: Hiding) -> None:
@@ -156,12 +174,8 @@ def anonymize_files(
     network: ReversibleAnonymizer,
     hiding: Hiding,
     secret: Secret | None,
+    running: Running,
     except_for: str | None = None,
-    lossless: bool = False,
-    batch_size: int = 4,
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    bar: Progress | None = None,
 ) -> int:
     """As :func:`anonymize`, with a method and a secret at hand.
 
@@ -171,12 +185,8 @@ def anonymize_files(
         network: The method, in evaluation mode.
         hiding: How; :func:`check_options` has passed it.
         secret: What a person holds, where :func:`needs_secret` asks for it.
+        running: On what.
         except_for: As :func:`anonymize`.
-        lossless: As :func:`anonymize`.
-        batch_size: As :func:`anonymize`.
-        accelerator: As :func:`anonymize`.
-        devices: As :func:`anonymize`.
-        bar: Progress; ``None`` draws one on the terminal.
 
     Returns:
         As :func:`anonymize`.
@@ -185,19 +195,19 @@ def anonymize_files(
         ValueError: As :func:`anonymize`.
         OSError: As :func:`anonymize`.
     """
-    pictures, clips = _parted(found, devices)
+    pictures, clips = _parted(found, running.devices)
     gate, detector = Gate(), default_detector()
     spared, digests = _spared(except_for, detector, network.size) if except_for else ([], ())
     hiding = replace(hiding, spared=digests)
-    with _Folder(folder) as manifest, bar or _progress(len(found), "anonymizing") as bar:
+    with _Folder(folder) as manifest, running.bar or _progress(len(found), "anonymizing") as bar:
         known = partial(gate.knows, spared) if spared else None
         codes, count = partial(_codes, network), network.attributes
         job = Anonymizing(folder, manifest, bar, hiding, secret, detector, gate.threshold, codes, known, count)
         step = PhotoStep(network, "anonymize", job.key_of)
-        turning = Turning(network, batch_size, accelerator, lossless)
+        turning = Turning(network, running.batch_size, running.accelerator, running.lossless)
         for clip in clips:
             anonymize_clip(clip, job, turning, gate)
-        return _predict(job, pictures, step, PasteBack(gate), batch_size, accelerator, devices, hiding.keep_metadata)
+        return _predict(job, pictures, step, PasteBack(gate), running, hiding.keep_metadata)
 
 
 def recover(
@@ -239,9 +249,8 @@ def recover(
     chosen = method or method_of(found)
     network, name = (None, "none") if chosen is None else load_photo_method(chosen, weights, refine, accelerator)
     secret = read_secret(secret_file)
-    return recover_files(
-        found, folder, network, name, secret, keep_metadata, lossless, batch_size, accelerator, devices
-    )
+    running = Running(batch_size, accelerator, devices, lossless)
+    return recover_files(found, folder, network, name, secret, running, keep_metadata)
 
 
 def recover_files(
@@ -250,12 +259,8 @@ def recover_files(
     network: ReversibleAnonymizer | None,
     name: str,
     secret: Secret,
+    running: Running,
     keep_metadata: bool = True,
-    lossless: bool = False,
-    batch_size: int = 4,
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    bar: Progress | None = None,
 ) -> int:
     """As :func:`recover`, with a method and a secret at hand.
 
@@ -265,12 +270,8 @@ def recover_files(
         network: The method that made them; ``None`` where all are sealed.
         name: What their records call it.
         secret: What a person holds.
+        running: On what.
         keep_metadata: As :func:`recover`.
-        lossless: As :func:`recover`.
-        batch_size: As :func:`recover`.
-        accelerator: As :func:`recover`.
-        devices: As :func:`recover`.
-        bar: Progress; ``None`` draws one on the terminal.
 
     Returns:
         As :func:`recover`.
@@ -279,13 +280,13 @@ def recover_files(
         ValueError: As :func:`recover`.
         OSError: As :func:`recover`.
     """
-    pictures, clips = _parted(found, devices)
-    with _Folder(folder) as manifest, bar or _progress(len(found), "recovering") as bar:
+    pictures, clips = _parted(found, running.devices)
+    with _Folder(folder) as manifest, running.bar or _progress(len(found), "recovering") as bar:
         job = Recovering(folder, manifest, bar, network, name, secret, keep_metadata)
         step = None if network is None else PhotoStep(network, "recover", job.key_of, job.code_of)
         for clip in clips:
-            recover_clip(clip, job, Turning(network, batch_size, accelerator, lossless))
-        return _predict(job, pictures, step, PasteBack(), batch_size, accelerator, devices, keep_metadata)
+            recover_clip(clip, job, Turning(network, running.batch_size, running.accelerator, running.lossless))
+        return _predict(job, pictures, step, PasteBack(), running, keep_metadata)
 
 
 def inspect(path: str) -> int:
@@ -470,22 +471,20 @@ def _predict(
     found: list[Found],
     step: PhotoStep | None,
     paste: PasteBack,
-    batch_size: int,
-    accelerator: str,
-    devices: int | str,
+    running: Running,
     keep_metadata: bool,
 ) -> int:
     """One pass over the pictures under Lightning, the manifest's last line, and 1 if a picture could not be done.
 
     Without a method, none of the pictures has a face for a network.
     """
-    photos = Photos(found, job, step.method.size if step else 1, batch_size, keep_metadata)
+    photos = Photos(found, job, step.method.size if step else 1, running.batch_size, keep_metadata)
     job.photos = photos
     if step is None:
         for _ in photos.predict_dataloader():
             raise AssertionError("a face without a method")
         job.close()
         return int(job.failures > 0)
-    predict_photos(step, photos, paste, accelerator, devices)
+    predict_photos(step, photos, paste, running.accelerator, running.devices)
     job.close()
     return int(paste.failures > 0)

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from datamodules.photo_files import SIDECAR, Found, find_photos
 from experiments.anonymizing import Hiding
 from experiments.photos import (
     METHODS,
+    Running,
     anonymize_files,
     check_options,
     load_photo_method,
@@ -135,9 +135,10 @@ class Desk:
             if secret != again:
                 raise ValueError("the two secrets differ")
             given = _secret(secret)
-        work = partial(
-            anonymize_files, network=network, hiding=hiding, secret=given, accelerator=self.accelerator, batch_size=1
-        )
+
+        def work(found: list[Found], folder: Path, bar: Progress) -> int:
+            return anonymize_files(found, folder, network, hiding, given, Running(1, self.accelerator, bar=bar))
+
         return self._do(files, work, advance)
 
     def recover(self, files: list[str], secret: str, advance: Advance) -> tuple[Pairs, list[str], str]:
@@ -147,9 +148,8 @@ class Desk:
         def work(found: list[Found], folder: Path, bar: Progress) -> int:
             name = method_of(found)
             network = None if name is None else self._method(name)
-            return recover_files(
-                found, folder, network, name or "none", given, accelerator=self.accelerator, batch_size=1, bar=bar
-            )
+            running = Running(1, self.accelerator, bar=bar)
+            return recover_files(found, folder, network, name or "none", given, running)
 
         return self._do(files, work, advance)
 
@@ -249,6 +249,10 @@ def build(desk: Desk) -> Any:
     def recover(files, secret, progress=gr.Progress()):  # noqa: ANN001, ANN202, B008
         return desk.recover(files or [], secret, progress)
 
+    def results() -> tuple[Any, Any, Any]:
+        said, shown = gr.Markdown(), gr.Gallery(label="Before and after", columns=2, interactive=False)
+        return shown, gr.File(label="Download", file_count="multiple", interactive=False), said
+
     with gr.Blocks(title="keyveil", analytics_enabled=False) as page:
         gr.Markdown(ABOUT)
         with gr.Tab("Anonymize"), gr.Row():
@@ -271,8 +275,7 @@ def build(desk: Desk) -> Any:
                 again = gr.Textbox(label="Secret again", type="password")
                 button = gr.Button("Anonymize", variant="primary")
             with gr.Column(scale=2):
-                said, shown = gr.Markdown(), gr.Gallery(label="Before and after", columns=2, interactive=False)
-                made = gr.File(label="Download", file_count="multiple", interactive=False)
+                shown, made, said = results()
             button.click(
                 anonymize,
                 [files, method, mode, seal, secret, again],
@@ -286,7 +289,6 @@ def build(desk: Desk) -> Any:
                 secret = gr.Textbox(label="Secret", type="password")
                 button = gr.Button("Recover", variant="primary")
             with gr.Column(scale=2):
-                said, shown = gr.Markdown(), gr.Gallery(label="Before and after", columns=2, interactive=False)
-                made = gr.File(label="Download", file_count="multiple", interactive=False)
+                shown, made, said = results()
             button.click(recover, [files, secret], [shown, made, said], api_name="recover", concurrency_id="one")
     return page
