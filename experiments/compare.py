@@ -57,6 +57,7 @@ class Comparison:
         size: Pixels at which pictures are compared.
         faces: Test faces of each data set.
         carriers: File formats between the two verbs.
+        wrong_keys: Random wrong keys that each face's PNG is opened with; other formats are with one.
         batch_size: Faces at a time.
         seed: Where keys and wrong keys come from.
         allow_loss_judges: Accept a judge that is a loss network of a method.
@@ -68,6 +69,7 @@ class Comparison:
     size: int = 128
     faces: int = 64
     carriers: list[str] = dataclasses.field(default_factory=lambda: ["png"])
+    wrong_keys: int = 8
     batch_size: int = 8
     seed: int = 0
     allow_loss_judges: bool = False
@@ -246,7 +248,8 @@ class _Run:
         shutil.rmtree(folder, ignore_errors=True)
         secret = Secret(f"keyveil comparison {self.plan.seed}")
         hiding = hide_into(folder, method, batches, secret, self.plan.seed, carrier)
-        opening = recover_from(folder, method, secret) if method.reversible else None
+        tries = self.plan.wrong_keys if carrier == "png" else 1
+        opening = recover_from(folder, method, secret, wrong_keys=tries) if method.reversible else None
         near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
         metrics: list[RoundTripMetric] = [PictureQuality(lpips=True, near_key=near)]
         metrics += [IdentityScores(j, self.thresholds[n].threshold, near) for n, j in self.judges.items()]
@@ -280,7 +283,9 @@ class _Run:
 
     def _fingerprint(self, data: str, name: str, spec: dict[str, Any]) -> str:
         plan = dataclasses.asdict(self.plan)
-        asked = {key: plan[key] for key in ("size", "carriers", "faces", "seed", "judges", "allow_loss_judges")}
+        asked = {
+            key: plan[key] for key in ("size", "carriers", "faces", "wrong_keys", "seed", "judges", "allow_loss_judges")
+        }
         told = {
             **asked,
             "data": plan["data"][data],

@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,13 @@ def hide_into(
     return speed
 
 
-def recover_from(folder: Path, method: ReversibleAnonymizer, secret: Secret, batch_size: int = 8) -> Speed:
-    """Open the files of ``folder`` with the right key, a wrong one, and one that is nearly right.
+def recover_from(
+    folder: Path, method: ReversibleAnonymizer, secret: Secret, batch_size: int = 8, wrong_keys: int = 1
+) -> Speed:
+    """Open the files of ``folder`` with the right key, with wrong ones, and with one that is nearly right.
 
-    It is given the folder, the method and the secret, and has no way to the originals.
+    It is given the folder, the method and the secret, and has no way to the originals. What wrong keys open lies in
+    ``wrongly_recovered/``, ``wrongly_recovered-2/`` and so on.
 
     Returns:
         Faces recovered, and the seconds that took, without keys and files.
@@ -94,11 +98,9 @@ def recover_from(folder: Path, method: ReversibleAnonymizer, secret: Secret, bat
         attributes = torch.tensor([described["attributes"][str(int(s))] for s in sample])
         face = face_batch(image, attributes=attributes.reshape(len(chunk), -1))
         right = _numbers(method, keys.right, sample)
-        tried = {
-            "recovered": right,
-            "wrongly_recovered": _numbers(method, keys.wrong, sample),
-            "nearly_recovered": method.key_spec.one_off(right),
-        }
+        tried = {"recovered": right, "nearly_recovered": method.key_spec.one_off(right)}
+        for index, leg in enumerate(_wrong_legs(wrong_keys if method.key_spec.kind != "none" else 1)):
+            tried[leg] = _numbers(method, partial(keys.wrong, index=index), sample)
         for leg, numbers in tried.items():
             if numbers is not None:
                 with torch.no_grad():
@@ -120,6 +122,11 @@ class Speed:
         self.seconds += time.perf_counter() - began
         self.faces += len(image)
         return image
+
+
+def _wrong_legs(count: int) -> list[str]:
+    """Folders of what each wrong key opens."""
+    return ["wrongly_recovered", *(f"wrongly_recovered-{index}" for index in range(2, count + 1))]
 
 
 def _key_ring(header: Header, secret: Secret) -> KeyRing:
@@ -146,10 +153,14 @@ def read_trip(folder: Path, batch: FaceBatch, size: int) -> RoundTrip:
         return torch.cat([resize(decode(file.read_bytes())[None], size) for file in files])
 
     made = ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered", "inverted")
+    further = _wrong_legs(len(list(folder.glob("wrongly_recovered*"))))[1:]
     return RoundTrip(
         original=resize(batch.image, size),
         identity=batch.identity,
         sample=batch.sample,
         mask=batch.mask,
         **{name: leg(name) for name in made},
+        wrong_again=torch.stack([leg(name) for name in further], 1)
+        if further
+        else batch.image.new_zeros(len(batch.image), 0),
     )

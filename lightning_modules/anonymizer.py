@@ -33,6 +33,7 @@ class RoundTrip(NamedTuple):
         recovered: From the anonymized file with the right key.
         wrongly_recovered: From the anonymized file with a random wrong key.
         nearly_recovered: With a key one bit off (cosine 0.9 for normal keys); absent where that is n/a.
+        wrong_again: With further random wrong keys, ``(B, keys, 3, H, W)``.
         inverted: The method's auto-encoding without any key, the upper bound of a recovery.
         identity: Number of the person, ``(B,)`` int64.
         sample: Number of the face in its data set, ``(B,)`` int64.
@@ -45,6 +46,7 @@ class RoundTrip(NamedTuple):
     recovered: Tensor
     wrongly_recovered: Tensor
     nearly_recovered: Tensor
+    wrong_again: Tensor
     inverted: Tensor
     identity: Int[Tensor, " batch"]
     sample: Int[Tensor, " batch"]
@@ -144,6 +146,7 @@ class ReversibleAnonymizer(L.LightningModule):
             recovered=read(right),
             wrongly_recovered=read(wrong),
             nearly_recovered=read(self.key_spec.one_off(right)),
+            wrong_again=absent,
             inverted=absent if inverted is None else resize(through_file(inverted, "png"), size),
             identity=batch.identity,
             sample=batch.sample,

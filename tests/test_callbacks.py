@@ -55,7 +55,7 @@ class Negative(L.LightningModule):
         original = through_file(batch.image)
         absent = original.new_zeros(len(original), 0)
         return RoundTrip(
-            *(original, -original, absent, original, -original, absent, absent),
+            *(original, -original, absent, original, -original, absent, absent, absent),
             *(batch.identity, batch.sample, batch.mask),
         )
 
@@ -85,7 +85,7 @@ def loader():
 def trip(rows=3, size=100):
     images = torch.rand(rows, 3, size, size) * 2 - 1
     absent, number = torch.zeros(rows, 0), torch.arange(rows)
-    return RoundTrip(images, -images, absent, images, -images, absent, absent, number, number, absent)
+    return RoundTrip(images, -images, absent, images, -images, absent, absent, absent, number, number, absent)
 
 
 def test_figures_are_logged_and_kept_after_a_test(tmp_path):

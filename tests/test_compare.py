@@ -73,6 +73,7 @@ def test_every_method_on_every_data_set_ends_in_a_table(tmp_path):
     assert {f.method for f in figures} == {"blur", "SDN"}
     assert {f.leg for f in figures if f.method == "SDN"} >= {"anonymized", "recovered", "wrongly_recovered"}
     assert {f.leg for f in figures if f.method == "blur"} <= {"anonymized", None}
+    assert "diversity" in {f.metric for f in figures if f.leg == "wrongly_recovered"}  # of several wrong keys
     assert all(f.data == "noise" and f.config.endswith("c.yaml") for f in figures)
     for name in ("table.md", "report.html", "grid.png", "run.json"):
         assert (tmp_path / "out" / name).stat().st_size > 100
@@ -150,8 +151,10 @@ def test_recovery_sees_files_and_header_only(tmp_path):
         for path in (tmp_path / gone).iterdir():
             path.unlink()
     del faces
-    recover_from(tmp_path, method, Secret("a test"))
-    assert len(list((tmp_path / "recovered").iterdir())) == 20
+    recover_from(tmp_path, method, Secret("a test"), wrong_keys=3)
+    opened = [tmp_path / name for name in ("recovered", *(f"wrongly_recovered{x}" for x in ("", "-2", "-3")))]
+    assert all(len(list(folder.iterdir())) == 20 for folder in opened)
+    assert len({(folder / "000000.png").read_bytes() for folder in opened}) == 4
     header = (tmp_path / "header.json").read_text()
     assert "a test" not in header
 

@@ -55,7 +55,7 @@ def pictures(codes):
 def round_trip(identity, *, original, mask=None, **legs):
     batch = len(original)
     absent = torch.zeros(batch, 0)
-    made = {name: legs.get(name, absent) for name in LEGS}
+    made = {name: legs.get(name, absent) for name in (*LEGS, "wrong_again")}
     return RoundTrip(
         original=original,
         **made,
@@ -219,6 +219,27 @@ def test_a_key_of_normal_numbers_is_named_by_its_cosine():
     metric.update(random_trip())
     keys = {figure.key for figure in metric.figures() if figure.leg == "wrongly_recovered"}
     assert keys == {"random", "cosine-0.9"}
+
+
+def test_several_wrong_keys_are_averaged_face_by_face():
+    # With the first key face 0 opens, with the third face 1 does; the second and third open one and the same person.
+    trip = round_trip(
+        [0, 1],
+        original=pictures([E[0].tolist(), E[1].tolist()]),
+        anonymized=pictures([E[3].tolist(), E[3].tolist()]),
+        wrongly_recovered=pictures([E[0].tolist(), E[2].tolist()]),
+        wrong_again=torch.stack([pictures([E[2].tolist(), E[1].tolist()]), pictures([E[2].tolist(), E[1].tolist()])], 1),
+    )
+    metric = IdentityScores(FakeJudge(), threshold=0.5)
+    metric.update(trip)
+    metric.update(part(trip, torch.tensor([1])))
+    found = {
+        (f.metric, f.reference): f for f in metric.measured() if (f.leg, f.key) == ("wrongly_recovered", "random")
+    }
+    torch.testing.assert_close(found["tar@far=1e-3", "same-image"].values, torch.tensor([1 / 3, 2 / 3, 2 / 3]))
+    torch.testing.assert_close(found["similarity", "same-image"].values, torch.tensor([1 / 3, 2 / 3, 2 / 3]))
+    torch.testing.assert_close(found["diversity", "other-key"].values, torch.full((3,), 2 / 3))
+    torch.testing.assert_close(found["similarity", "other-key"].values, torch.full((3,), 1 / 3))
 
 
 # --- diversity ------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_a_bald_head_is_the_hairs(faces, points):
 
 def trip(images):
     absent = images.new_zeros(len(images), 0)
-    legs = dict.fromkeys(("other", "wrongly_recovered", "nearly_recovered", "inverted", "mask"), absent)
+    legs = dict.fromkeys(("other", "wrongly_recovered", "nearly_recovered", "wrong_again", "inverted", "mask"), absent)
     index = torch.arange(len(images))
     return RoundTrip(original=images, anonymized=-images, recovered=images, identity=index, sample=index, **legs)
 

@@ -199,14 +199,14 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
         """Phase 1 hides nobody: only the inversion is there to be judged."""
         absent = batch.image.new_zeros((len(batch.image), 0))
         inverted = resize(through_file(self.invert(self.fit_size(batch)), carrier), batch.image.shape[-1])
-        legs = dict.fromkeys(("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered"), absent)
+        legs = ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered", "wrong_again")
         return RoundTrip(
             original=batch.image,
             inverted=inverted,
             identity=batch.identity,
             sample=batch.sample,
             mask=batch.mask,
-            **legs,
+            **dict.fromkeys(legs, absent),
         )
 
     def on_fit_start(self) -> None:

@@ -21,6 +21,7 @@ PICTURES = (
     "nearly_recovered",
     "inverted",
 )
+WRONG = "wrongly_recovered"  # with the first wrong key; "wrongly_recovered 2" with the second, and so on
 FAR = 1e-3
 BLOCK = 1024  # rows of a similarity matrix held at once
 
@@ -171,7 +172,7 @@ class IdentityScores(RoundTripMetric):
     def __init__(self, judge: Judge, threshold: float | None = None, near_key: str = "one-bit") -> None:
         super().__init__()
         self.judge, self.threshold, self.near_key = judge, threshold, near_key
-        for name in (*PICTURES, "person", "sample"):
+        for name in (*PICTURES, "wrong_again", "person", "sample"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, trip: RoundTrip) -> None:
@@ -180,6 +181,9 @@ class IdentityScores(RoundTripMetric):
             images = getattr(trip, name)
             if images.numel():
                 getattr(self, name).append(self.judge.embed(images).to(self.device))
+        if trip.wrong_again.numel():
+            codes = [self.judge.embed(images) for images in trip.wrong_again.unbind(1)]
+            self.wrong_again.append(torch.stack(codes, 1).to(self.device))
         self.person.append(trip.identity.to(self.device))
         self.sample.append(trip.sample.to(self.device))
 
@@ -189,6 +193,8 @@ class IdentityScores(RoundTripMetric):
         if person is None:
             return None
         found = {name: gathered(getattr(self, name)) for name in PICTURES}
+        again = gathered(self.wrong_again)
+        found |= {} if again is None else {f"{WRONG} {at}": codes for at, codes in enumerate(again.unbind(1), 2)}
         pictures = {name: numbers.cpu() for name, numbers in found.items() if numbers is not None}
         return Embeddings(self.judge, self.threshold, pictures, person.cpu(), self.near_key)
 
