@@ -57,6 +57,7 @@ class Comparison:
         size: Pixels at which pictures are compared.
         faces: Test faces of each data set.
         carriers: File formats between the two verbs.
+        other_keys: Unrelated keys that each face is also hidden under in a PNG, for diversity; one in other formats.
         wrong_keys: Random wrong keys that each face's PNG is opened with; other formats are with one.
         batch_size: Faces at a time.
         seed: Where keys and wrong keys come from.
@@ -69,6 +70,7 @@ class Comparison:
     size: int = 128
     faces: int = 64
     carriers: list[str] = dataclasses.field(default_factory=lambda: ["png"])
+    other_keys: int = 1
     wrong_keys: int = 8
     batch_size: int = 8
     seed: int = 0
@@ -247,8 +249,8 @@ class _Run:
         )
         shutil.rmtree(folder, ignore_errors=True)
         secret = Secret(f"keyveil comparison {self.plan.seed}")
-        hiding = hide_into(folder, method, batches, secret, self.plan.seed, carrier)
-        tries = self.plan.wrong_keys if carrier == "png" else 1
+        others, tries = (self.plan.other_keys, self.plan.wrong_keys) if carrier == "png" else (1, 1)
+        hiding = hide_into(folder, method, batches, secret, self.plan.seed, carrier, others)
         opening = recover_from(folder, method, secret, wrong_keys=tries) if method.reversible else None
         near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
         metrics: list[RoundTripMetric] = [PictureQuality(lpips=True, near_key=near)]

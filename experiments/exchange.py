@@ -31,10 +31,12 @@ def hide_into(
     secret: Secret,
     seed: int,
     carrier: str,
+    other_keys: int = 1,
 ) -> Speed:
     """Anonymize faces into ``folder``: one file a face, and ``header.json``, which is all that recovery gets.
 
-    Faces are also hidden under a second key (``other/``), for diversity, and inverted where the method can.
+    Faces are also hidden under other keys (``other/``, ``other-2/`` …), for diversity, and inverted where the method
+    can.
 
     Returns:
         Faces anonymized, and the seconds that took, without keys and files.
@@ -49,15 +51,13 @@ def hide_into(
         cost=Cost(1, 8192, 1),
     )
     keys = _key_ring(header, secret)
-    legs = (
-        {"anonymized": keys.right}
-        if method.key_spec.kind == "none"
-        else {"anonymized": keys.right, "other": keys.other}
-    )
+    draws: dict[str, Any] = {"anonymized": keys.right}
+    if method.key_spec.kind != "none":
+        draws |= {leg: partial(keys.other, index=at) for at, leg in enumerate(_legs("other", other_keys))}
     for batch in batches:
         face = method.fit_size(batch)
         with torch.no_grad():
-            for leg, draw in legs.items():
+            for leg, draw in draws.items():
                 numbers = _numbers(method, draw, batch.sample)
                 _save(folder / leg, speed.of(method.anonymize, face, numbers), batch.sample, carrier)
             inverted = method.invert(face)
@@ -90,6 +90,7 @@ def recover_from(
     speed = Speed()
     described = json.loads((folder / "header.json").read_text())
     keys = _key_ring(Header.from_dict(described["header"]), secret)
+    tries = 1 if method.key_spec.kind == "none" else wrong_keys
     files = sorted((folder / "anonymized").iterdir())
     for start in range(0, len(files), batch_size):
         chunk = files[start : start + batch_size]
@@ -99,7 +100,7 @@ def recover_from(
         face = face_batch(image, attributes=attributes.reshape(len(chunk), -1))
         right = _numbers(method, keys.right, sample)
         tried = {"recovered": right, "nearly_recovered": method.key_spec.one_off(right)}
-        for index, leg in enumerate(_wrong_legs(wrong_keys if method.key_spec.kind != "none" else 1)):
+        for index, leg in enumerate(_legs("wrongly_recovered", tries)):
             tried[leg] = _numbers(method, partial(keys.wrong, index=index), sample)
         for leg, numbers in tried.items():
             if numbers is not None:
@@ -124,9 +125,9 @@ class Speed:
         return image
 
 
-def _wrong_legs(count: int) -> list[str]:
-    """Folders of what each wrong key opens."""
-    return ["wrongly_recovered", *(f"wrongly_recovered-{index}" for index in range(2, count + 1))]
+def _legs(name: str, count: int) -> list[str]:
+    """Folders of the pictures of several keys."""
+    return [name, *(f"{name}-{index}" for index in range(2, count + 1))]
 
 
 def _key_ring(header: Header, secret: Secret) -> KeyRing:
@@ -152,15 +153,17 @@ def read_trip(folder: Path, batch: FaceBatch, size: int) -> RoundTrip:
             return batch.image.new_zeros((len(files), 0))
         return torch.cat([resize(decode(file.read_bytes())[None], size) for file in files])
 
+    def further(name: str) -> Tensor:
+        legs = _legs(name, len(list(folder.glob(f"{name}*"))))[1:]
+        return torch.stack([leg(name) for name in legs], 1) if legs else leg(name)[:, :0]
+
     made = ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered", "inverted")
-    further = _wrong_legs(len(list(folder.glob("wrongly_recovered*"))))[1:]
-    return RoundTrip(
-        original=resize(batch.image, size),
+    return RoundTrip.of(
+        resize(batch.image, size),
         identity=batch.identity,
         sample=batch.sample,
         mask=batch.mask,
+        other_again=further("other"),
+        wrong_again=further("wrongly_recovered"),
         **{name: leg(name) for name in made},
-        wrong_again=torch.stack([leg(name) for name in further], 1)
-        if further
-        else batch.image.new_zeros(len(batch.image), 0),
     )

@@ -48,6 +48,10 @@ GLOSSARY: dict[str, Entry] = {
     "diversity": Entry(
         "diversity", "Share of faces that, anonymized under two keys, a recogniser takes for two people."
     ),
+    "diversity_distance": Entry(
+        "distance to strangers",
+        "How far a face under two keys is from as unlike as two people are (Wasserstein, in the judge's similarity).",
+    ),
     "unlinkability_dsys": Entry(
         "linkability D_sys",
         "How well two pictures of a person under two keys can be linked: 0 not at all, 1 always.",

@@ -33,7 +33,8 @@ class RoundTrip(NamedTuple):
         recovered: From the anonymized file with the right key.
         wrongly_recovered: From the anonymized file with a random wrong key.
         nearly_recovered: With a key one bit off (cosine 0.9 for normal keys); absent where that is n/a.
-        wrong_again: With further random wrong keys, ``(B, keys, 3, H, W)``.
+        other_again: The faces under further unrelated keys, ``(B, keys, 3, H, W)``.
+        wrong_again: From the anonymized file with further random wrong keys, ``(B, keys, 3, H, W)``.
         inverted: The method's auto-encoding without any key, the upper bound of a recovery.
         identity: Number of the person, ``(B,)`` int64.
         sample: Number of the face in its data set, ``(B,)`` int64.
@@ -46,11 +47,18 @@ class RoundTrip(NamedTuple):
     recovered: Tensor
     wrongly_recovered: Tensor
     nearly_recovered: Tensor
+    other_again: Tensor
     wrong_again: Tensor
     inverted: Tensor
     identity: Int[Tensor, " batch"]
     sample: Int[Tensor, " batch"]
     mask: Tensor
+
+    @classmethod
+    def of(cls, original: Tensor, **known: Tensor) -> RoundTrip:
+        """A round trip with the legs that are known; the others are absent."""
+        absent = dict.fromkeys(cls._fields, original.new_zeros((len(original), 0)))
+        return cls(**{**absent, "original": original, **known})
 
 
 def resize(image: Float[Tensor, "batch 3 height width"], size: int) -> Float[Tensor, "batch 3 height2 width2"]:
@@ -136,22 +144,17 @@ class ReversibleAnonymizer(L.LightningModule):
                 return absent
             return resize(through_file(self.recover(received, key), "png"), size)
 
-        inverted = self.invert(face)
-        return RoundTrip(
-            original=batch.image,
-            anonymized=resize(saved, size),
-            other=resize(through_file(self.anonymize(face, other), carrier), size)
-            if self.key_spec.kind != "none"
-            else absent,
-            recovered=read(right),
-            wrongly_recovered=read(wrong),
-            nearly_recovered=read(self.key_spec.one_off(right)),
-            wrong_again=absent,
-            inverted=absent if inverted is None else resize(through_file(inverted, "png"), size),
-            identity=batch.identity,
-            sample=batch.sample,
-            mask=batch.mask,
-        )
+        made = {
+            "anonymized": resize(saved, size),
+            "recovered": read(right),
+            "wrongly_recovered": read(wrong),
+            "nearly_recovered": read(self.key_spec.one_off(right)),
+        }
+        if self.key_spec.kind != "none":
+            made["other"] = resize(through_file(self.anonymize(face, other), carrier), size)
+        if (inverted := self.invert(face)) is not None:
+            made["inverted"] = resize(through_file(inverted, "png"), size)
+        return RoundTrip.of(batch.image, identity=batch.identity, sample=batch.sample, mask=batch.mask, **made)
 
     def validation_step(self, batch: FaceBatch, batch_idx: int) -> RoundTrip:
         """The shared evaluation step; metrics and grids read it in callbacks."""

@@ -53,11 +53,8 @@ class Negative(L.LightningModule):
 
     def step(self, batch):
         original = through_file(batch.image)
-        absent = original.new_zeros(len(original), 0)
-        return RoundTrip(
-            *(original, -original, absent, original, -original, absent, absent, absent),
-            *(batch.identity, batch.sample, batch.mask),
-        )
+        made = {"anonymized": -original, "recovered": original, "wrongly_recovered": -original}
+        return RoundTrip.of(original, identity=batch.identity, sample=batch.sample, mask=batch.mask, **made)
 
     def validation_step(self, batch, batch_idx):
         return self.step(batch)
@@ -84,8 +81,8 @@ def loader():
 
 def trip(rows=3, size=100):
     images = torch.rand(rows, 3, size, size) * 2 - 1
-    absent, number = torch.zeros(rows, 0), torch.arange(rows)
-    return RoundTrip(images, -images, absent, images, -images, absent, absent, absent, number, number, absent)
+    made = {"anonymized": -images, "recovered": images, "wrongly_recovered": -images}
+    return RoundTrip.of(images, identity=torch.arange(rows), sample=torch.arange(rows), **made)
 
 
 def test_figures_are_logged_and_kept_after_a_test(tmp_path):

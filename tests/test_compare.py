@@ -144,10 +144,11 @@ def test_recovery_sees_files_and_header_only(tmp_path):
     faces = NoiseFaces(count=20)
     with torch.no_grad():
         method.prepare(faces)
-    hide_into(tmp_path, method, [faces.whole()], Secret("a test"), 0, "png")
+    hide_into(tmp_path, method, [faces.whole()], Secret("a test"), 0, "png", other_keys=2)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"anonymized", "other", "inverted", "header.json"}
-    for gone in ("other", "inverted"):
+    assert left == {"anonymized", "other", "other-2", "inverted", "header.json"}
+    assert (tmp_path / "other" / "000000.png").read_bytes() != (tmp_path / "other-2" / "000000.png").read_bytes()
+    for gone in ("other", "other-2", "inverted"):
         for path in (tmp_path / gone).iterdir():
             path.unlink()
     del faces

@@ -53,16 +53,9 @@ def pictures(codes):
 
 
 def round_trip(identity, *, original, mask=None, **legs):
-    batch = len(original)
-    absent = torch.zeros(batch, 0)
-    made = {name: legs.get(name, absent) for name in (*LEGS, "wrong_again")}
-    return RoundTrip(
-        original=original,
-        **made,
-        identity=torch.as_tensor(identity),
-        sample=torch.arange(batch),
-        mask=absent if mask is None else mask,
-    )
+    known = {} if mask is None else {"mask": mask}
+    identity = torch.as_tensor(identity)
+    return RoundTrip.of(original, identity=identity, sample=torch.arange(len(original)), **known, **legs)
 
 
 def random_trip(batch=24, size=16, people=8, seed=0):
@@ -228,14 +221,14 @@ def test_several_wrong_keys_are_averaged_face_by_face():
         original=pictures([E[0].tolist(), E[1].tolist()]),
         anonymized=pictures([E[3].tolist(), E[3].tolist()]),
         wrongly_recovered=pictures([E[0].tolist(), E[2].tolist()]),
-        wrong_again=torch.stack([pictures([E[2].tolist(), E[1].tolist()]), pictures([E[2].tolist(), E[1].tolist()])], 1),
+        wrong_again=torch.stack(
+            [pictures([E[2].tolist(), E[1].tolist()]), pictures([E[2].tolist(), E[1].tolist()])], 1
+        ),
     )
     metric = IdentityScores(FakeJudge(), threshold=0.5)
     metric.update(trip)
     metric.update(part(trip, torch.tensor([1])))
-    found = {
-        (f.metric, f.reference): f for f in metric.measured() if (f.leg, f.key) == ("wrongly_recovered", "random")
-    }
+    found = {(f.metric, f.reference): f for f in metric.measured() if (f.leg, f.key) == ("wrongly_recovered", "random")}
     torch.testing.assert_close(found["tar@far=1e-3", "same-image"].values, torch.tensor([1 / 3, 2 / 3, 2 / 3]))
     torch.testing.assert_close(found["similarity", "same-image"].values, torch.tensor([1 / 3, 2 / 3, 2 / 3]))
     torch.testing.assert_close(found["diversity", "other-key"].values, torch.full((3,), 2 / 3))
@@ -257,6 +250,23 @@ def test_diversity_is_the_share_of_keys_told_apart():
     values = metric.compute()
     assert values["anonymized/diversity/other-key"] == 0.75
     assert values["anonymized/similarity/other-key"] == 0.25
+
+
+def test_diversity_of_three_keys_is_that_of_their_three_pairs():
+    # Face 0 is one person under keys 1 and 3, face 1 three people; different people's originals are at 0.
+    trip = round_trip(
+        [0, 1],
+        original=pictures([E[0].tolist(), E[1].tolist()]),
+        anonymized=pictures([E[2].tolist(), E[0].tolist()]),
+        other=pictures([E[3].tolist(), E[2].tolist()]),
+        other_again=pictures([E[2].tolist(), E[3].tolist()])[:, None],
+    )
+    metric = IdentityScores(FakeJudge(), threshold=0.5)
+    metric.update(trip)
+    values = metric.compute()
+    assert values["anonymized/diversity/other-key"] == pytest.approx(5 / 6)
+    assert values["anonymized/similarity/other-key"] == pytest.approx(1 / 6)
+    assert values["anonymized/diversity_distance/other-key"] == pytest.approx(1 / 6)  # one of six similarities is 1
 
 
 def test_unlinkability_is_nothing_for_equal_and_one_for_separate_scores():

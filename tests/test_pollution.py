@@ -86,10 +86,8 @@ def test_a_bald_head_is_the_hairs(faces, points):
 
 
 def trip(images):
-    absent = images.new_zeros(len(images), 0)
-    legs = dict.fromkeys(("other", "wrongly_recovered", "nearly_recovered", "wrong_again", "inverted", "mask"), absent)
     index = torch.arange(len(images))
-    return RoundTrip(original=images, anonymized=-images, recovered=images, identity=index, sample=index, **legs)
+    return RoundTrip.of(images, anonymized=-images, recovered=images, identity=index, sample=index)
 
 
 def test_every_face_has_its_figures_and_missing_weights_say_so(monkeypatch):

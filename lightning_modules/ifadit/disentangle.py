@@ -197,16 +197,9 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
     @torch.no_grad()
     def round_trip(self, batch: FaceBatch, keys: KeyRing, carrier: str = "png") -> RoundTrip:
         """Phase 1 hides nobody: only the inversion is there to be judged."""
-        absent = batch.image.new_zeros((len(batch.image), 0))
         inverted = resize(through_file(self.invert(self.fit_size(batch)), carrier), batch.image.shape[-1])
-        legs = ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered", "wrong_again")
-        return RoundTrip(
-            original=batch.image,
-            inverted=inverted,
-            identity=batch.identity,
-            sample=batch.sample,
-            mask=batch.mask,
-            **dict.fromkeys(legs, absent),
+        return RoundTrip.of(
+            batch.image, inverted=inverted, identity=batch.identity, sample=batch.sample, mask=batch.mask
         )
 
     def on_fit_start(self) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
+from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from lightning_modules.metrics.identity import BLOCK, Embeddings
+from lightning_modules.metrics.identity import BLOCK, Embeddings, strangers_of
 from lightning_modules.metrics.measured import Measured
 
 BINS = 20
@@ -14,23 +15,29 @@ FEWEST = 100  # mated scores below which the histogram says nothing
 
 
 def diversity(faces: Embeddings) -> list[Measured]:
-    """Figures of the same face anonymized under two unrelated keys (reference ``other-key``).
+    """Figures of the same face anonymized under unrelated keys, two or more (reference ``other-key``).
 
-    - ``diversity``: share of such pairs that the judge tells apart, that is one less the share accepted as
+    - ``diversity``: share of pairs of keys that the judge tells apart, that is one less the share accepted as
       the same person at a FAR of 0.1 %.
     - ``similarity``: their mean.
+    - ``diversity_distance``: how far these similarities are from those of different people's originals (Wasserstein's
+      first distance): 0 means that keys make people as unlike as people are.
     - ``unlinkability_dsys``: :func:`unlinkability` of one person under two keys against two people under two
       keys.
     """
     if "other" not in faces.pictures or "anonymized" not in faces.pictures:
         return []
-    similarity = faces.paired("anonymized", "other")
-    accepted = faces.accepted(similarity)
-    told_apart = None if accepted is None else 1 - accepted
+    similarity, apart = faces.between(["anonymized", *faces.tries("other")])
+    told_apart = None if apart is None else apart.mean(0)
     figures = [
         faces.measured("diversity", "anonymized", "other-key", told_apart),
-        faces.measured("similarity", "anonymized", "other-key", similarity),
+        faces.measured("similarity", "anonymized", "other-key", similarity.mean(0)),
     ]
+    distance = faces.measured("diversity_distance", "anonymized", "other-key", None, why="only one person")
+    if len(people := strangers_of(faces.judge, faces.pictures["original"], faces.person)):
+        apart_by = wasserstein_distance(similarity.flatten().double().numpy(), people.double().numpy())
+        distance = distance._replace(values=torch.tensor([apart_by]), n=similarity.numel(), why=None)
+    figures.append(distance)
     mated, strangers = _scores(faces)
     why = f"fewer than {FEWEST} scores of one person, or of two people, under two keys"
     linked = faces.measured("unlinkability_dsys", "anonymized", "other-key", None, why=why)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ PICTURES = (
     "nearly_recovered",
     "inverted",
 )
-WRONG = "wrongly_recovered"  # with the first wrong key; "wrongly_recovered 2" with the second, and so on
+AGAIN = {"other_again": "other", "wrong_again": "wrongly_recovered"}  # the same legs with further keys
 FAR = 1e-3
 BLOCK = 1024  # rows of a similarity matrix held at once
 
@@ -50,7 +51,8 @@ class Embeddings:
     Args:
         judge: Whose embeddings they are.
         threshold: Accepting similarity; ``None`` calibrates it on these very originals at a FAR of 0.1 %.
-        pictures: Leg → embeddings ``(N, D)``; absent legs are missing.
+        pictures: Leg → embeddings ``(N, D)``; absent legs are missing. ``other 2``, ``wrongly_recovered 2`` and so on
+            are those legs with further keys.
         person: ``(N,)``.
         near_key: Word of the protocol for the key of ``nearly_recovered``.
     """
@@ -108,6 +110,16 @@ class Embeddings:
             self.measured("similarity", leg, "other-image", meeting.other, key),
         ]
 
+    def tries(self, leg: str) -> list[str]:
+        """Names of all pictures of a leg, one a key."""
+        return [name for name in self.pictures if name.split()[0] == leg]
+
+    def between(self, names: list[str]) -> tuple[Tensor, Tensor | None]:
+        """All pairs of pictures of the same face: similarity and whether told apart, each ``(pairs, N)``."""
+        similarity = torch.stack([self.paired(a, b) for a, b in combinations(names, 2)])
+        accepted = self.accepted(similarity)
+        return similarity, None if accepted is None else 1 - accepted
+
     def paired(self, a: str, b: str) -> Float[Tensor, " n"]:
         """Similarity of each face in leg ``a`` to the same face in leg ``b``."""
         first, second = self.pictures[a], self.pictures[b]
@@ -141,6 +153,15 @@ class Embeddings:
         return Meeting(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
+def strangers_of(judge: Judge, originals: Tensor, person: Tensor) -> Float[Tensor, " pairs"]:
+    """Similarities of all pairs of pictures of two people."""
+    strangers = []
+    for block in torch.arange(len(person)).split(BLOCK):
+        apart = (person[block][:, None] != person) & (block[:, None] < torch.arange(len(person)))
+        strangers.append(judge.similarity(originals[block], originals)[apart])
+    return torch.cat(strangers)
+
+
 def own_threshold(judge: Judge, originals: Tensor, person: Tensor) -> float | None:
     """Similarity that at most one in a thousand pairs of strangers among these pictures exceeds.
 
@@ -149,11 +170,7 @@ def own_threshold(judge: Judge, originals: Tensor, person: Tensor) -> float | No
     Returns:
         ``None`` where there are fewer than a thousand such pairs.
     """
-    strangers = []
-    for block in torch.arange(len(person)).split(BLOCK):
-        apart = (person[block][:, None] != person) & (block[:, None] < torch.arange(len(person)))
-        strangers.append(judge.similarity(originals[block], originals)[apart])
-    scores = torch.cat(strangers)
+    scores = strangers_of(judge, originals, person)
     if len(scores) < 1 / FAR:
         return None
     return float(scores.topk(int(len(scores) * FAR) + 1).values[-1])
@@ -172,7 +189,7 @@ class IdentityScores(RoundTripMetric):
     def __init__(self, judge: Judge, threshold: float | None = None, near_key: str = "one-bit") -> None:
         super().__init__()
         self.judge, self.threshold, self.near_key = judge, threshold, near_key
-        for name in (*PICTURES, "wrong_again", "person", "sample"):
+        for name in (*PICTURES, *AGAIN, "person", "sample"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, trip: RoundTrip) -> None:
@@ -181,9 +198,10 @@ class IdentityScores(RoundTripMetric):
             images = getattr(trip, name)
             if images.numel():
                 getattr(self, name).append(self.judge.embed(images).to(self.device))
-        if trip.wrong_again.numel():
-            codes = [self.judge.embed(images) for images in trip.wrong_again.unbind(1)]
-            self.wrong_again.append(torch.stack(codes, 1).to(self.device))
+        for name in AGAIN:
+            if (images := getattr(trip, name)).numel():
+                codes = [self.judge.embed(of_one_key) for of_one_key in images.unbind(1)]
+                getattr(self, name).append(torch.stack(codes, 1).to(self.device))
         self.person.append(trip.identity.to(self.device))
         self.sample.append(trip.sample.to(self.device))
 
@@ -193,8 +211,9 @@ class IdentityScores(RoundTripMetric):
         if person is None:
             return None
         found = {name: gathered(getattr(self, name)) for name in PICTURES}
-        again = gathered(self.wrong_again)
-        found |= {} if again is None else {f"{WRONG} {at}": codes for at, codes in enumerate(again.unbind(1), 2)}
+        for name, leg in AGAIN.items():
+            if (codes := gathered(getattr(self, name))) is not None:
+                found |= {f"{leg} {at}": of_one_key for at, of_one_key in enumerate(codes.unbind(1), 2)}
         pictures = {name: numbers.cpu() for name, numbers in found.items() if numbers is not None}
         return Embeddings(self.judge, self.threshold, pictures, person.cpu(), self.near_key)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import torch
 
-from lightning_modules.metrics.identity import WRONG, Embeddings
+from lightning_modules.metrics.identity import Embeddings
 from lightning_modules.metrics.measured import Measured
+
+WRONG = "wrongly_recovered"
 
 
 def security(faces: Embeddings) -> list[Measured]:
@@ -19,13 +19,15 @@ def security(faces: Embeddings) -> list[Measured]:
     The right key's figures, which these stand beside, are
     :func:`lightning_modules.metrics.recovery.recovered_identity`.
     """
-    opened = [name for name in faces.pictures if name.startswith(WRONG)]
+    opened = faces.tries(WRONG)
     tries = [faces.acceptance(name, WRONG, "random") for name in opened]
-    return [
-        *(_mean(figures) for figures in zip(*tries, strict=True)),
-        *(_between(faces, opened) if len(opened) > 1 else []),
-        *faces.acceptance("nearly_recovered", WRONG, faces.near_key),
-    ]
+    figures = [_mean(of_all_keys) for of_all_keys in zip(*tries, strict=True)]
+    if len(opened) > 1:
+        similarity, apart = faces.between(opened)
+        told = None if apart is None else apart.mean(0)
+        figures.append(faces.measured("diversity", WRONG, "other-key", told, "random"))
+        figures.append(faces.measured("similarity", WRONG, "other-key", similarity.mean(0), "random"))
+    return [*figures, *faces.acceptance("nearly_recovered", WRONG, faces.near_key)]
 
 
 def _mean(figures: tuple[Measured, ...]) -> Measured:
@@ -33,13 +35,3 @@ def _mean(figures: tuple[Measured, ...]) -> Measured:
     if figures[0].values is None:
         return figures[0]
     return figures[0]._replace(values=torch.stack([figure.values for figure in figures]).mean(0))
-
-
-def _between(faces: Embeddings, opened: list[str]) -> list[Measured]:
-    similarity = torch.stack([faces.paired(a, b) for a, b in combinations(opened, 2)])
-    accepted = faces.accepted(similarity)
-    told_apart = None if accepted is None else 1 - accepted.mean(0)
-    return [
-        faces.measured("diversity", WRONG, "other-key", told_apart, "random"),
-        faces.measured("similarity", WRONG, "other-key", similarity.mean(0), "random"),
-    ]
