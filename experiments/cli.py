@@ -76,6 +76,7 @@ def train(arguments: Sequence[str]) -> None:
 def verbs() -> dict[str, Any]:
     """Every verb: its function, or a group of them."""
     from experiments import (
+        attack,
         benchmark,
         compare,
         convert,
@@ -107,6 +108,7 @@ def verbs() -> dict[str, Any]:
         "recipe": recipe.recipe,
         "sweep": sweep.sweep,
         "compare": compare.compare,
+        "attack": attack.attack,
         "grid": grids.grid,
         "edit": edits.edit,
         "limits": limits.limits,

@@ -178,25 +178,11 @@ class _Run:
 
     def _faces(self, data: str, spec: dict[str, Any]) -> tuple[L.LightningDataModule, list[FaceBatch]]:
         """The test faces in batches, as large as they come; originals are written out at the comparison's size."""
-        spec.pop("optional", None)
-        datamodule = build(L.LightningDataModule, spec, f"data {data!r}")
-        datamodule.prepare_data()
-        datamodule.setup("test")
-        loader = datamodule.test_dataloader()
-        chosen = choose_faces(torch.cat([batch.identity for batch in loader]), self.plan.faces)
-        kept, start = [], 0
-        for batch in loader:
-            here = chosen[(chosen >= start) & (chosen < start + len(batch.image))] - start
-            kept.append(FaceBatch(*(field[here] for field in batch)))
-            start += len(batch.image)
-        whole = FaceBatch(*(torch.cat(fields) for fields in zip(*kept, strict=True)))
+        datamodule, whole = test_faces(data, spec, self.plan.faces)
         folder = self.out / "faces" / data / "original"
         for image, sample in zip(whole.image, whole.sample, strict=True):
             write_whole(folder / f"{int(sample):06d}.png", encode(resize(image[None], self.plan.size)[0]))
-        step = self.plan.batch_size
-        return datamodule, [
-            FaceBatch(*(field[i : i + step] for field in whole)) for i in range(0, len(whole.image), step)
-        ]
+        return datamodule, in_batches(whole, self.plan.batch_size)
 
     def _pair(self, data: str, name: str, datamodule: L.LightningDataModule, batches: list[FaceBatch]) -> None:
         spec = method_spec(self.plan.methods[name])
@@ -337,6 +323,26 @@ class _Run:
             write_report(self.out)
             self.console.print((self.out / "table.md").read_text(), markup=False, soft_wrap=True)
             self.console.print(f"report: {self.out / 'report.html'}", soft_wrap=True)
+
+
+def test_faces(data: str, spec: dict[str, Any], count: int) -> tuple[L.LightningDataModule, FaceBatch]:
+    """A data set of a comparison, ready for its test, and ``count`` of its test faces, as large as they come."""
+    datamodule = build(L.LightningDataModule, {k: v for k, v in spec.items() if k != "optional"}, f"data {data!r}")
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    loader = datamodule.test_dataloader()
+    chosen = choose_faces(torch.cat([batch.identity for batch in loader]), count)
+    kept, start = [], 0
+    for batch in loader:
+        here = chosen[(chosen >= start) & (chosen < start + len(batch.image))] - start
+        kept.append(FaceBatch(*(field[here] for field in batch)))
+        start += len(batch.image)
+    return datamodule, FaceBatch(*(torch.cat(fields) for fields in zip(*kept, strict=True)))
+
+
+def in_batches(whole: FaceBatch, size: int) -> list[FaceBatch]:
+    """Faces in batches of at most ``size``."""
+    return [FaceBatch(*fields) for fields in zip(*(field.split(size) for field in whole), strict=True)]
 
 
 def choose_faces(identity: Tensor, count: int) -> Tensor:

@@ -29,7 +29,9 @@ class Run:
         self.out = out
         self.info = _read_info(out / "run.json")
         results = out / "results.jsonl"
-        self.lines = read_results(results) if results.is_file() else []
+        self.lines = [
+            line for file in (results, out / "attacks.jsonl") if file.is_file() for line in read_results(file)
+        ]
         self.figures: dict[tuple[str, str], dict[tuple, Figure]] = {}
         for figure in self.lines:  # a figure that was measured again replaces the first
             self.figures.setdefault((figure.method, figure.data), {})[slot(figure)] = figure

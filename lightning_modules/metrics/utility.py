@@ -11,11 +11,11 @@ from lightning_modules.anonymizer import RoundTrip
 from lightning_modules.carriers import to_pixels
 from lightning_modules.metrics.measured import Measured, RoundTripMetric, gathered, legs_of
 
-LEGS = (("anonymized", "right"), ("recovered", "right"))
+LEGS = (("anonymized", "right"), ("recovered", "right"), ("wrongly_recovered", "random"))
 
 
 class FacesDetected(RoundTripMetric):
-    """``detected``, ``box_shift`` and ``landmark_shift`` of anonymized and recovered faces.
+    """``detected``, ``box_shift`` and ``landmark_shift`` of anonymized, recovered and wrongly opened faces.
 
     - ``detected``: of the faces found in the original crop, the share still found.
     - ``box_shift``: distance between the boxes' centres over the distance between the original's eyes; of
