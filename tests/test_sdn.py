@@ -302,10 +302,23 @@ def test_codes_and_pictures_are_two_views_of_the_same():
     code = torch.randn(2, blocks.depth, 8, 8)
     torch.testing.assert_close(blocks(blocks.picture(code)), code, atol=1e-4, rtol=0)
     assert texture.means(blocks.picture(code)).abs().max() < 1e-4
-    assert blocks.depth == 72
+    assert blocks.depth == 40
     whole = texture.BlockCosines(64, luma=63, chroma=63)
     image = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(whole.picture(whole(image)) + texture.means(image), image, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_a_texture_carries_a_code_in_brightness_whatever_happens_to_colours(size):
+    blocks = texture.BlockCosines(size)
+    code = torch.randn(2, blocks.depth, 8, 8)
+    made = blocks.texture(code)
+    assert (made.std(1) < 1e-6).all()  # gray
+    assert texture.means(made).abs().max() < 1e-5
+    assert made.square().mean() / blocks.picture(code).square().mean() == pytest.approx(1, abs=0.2)
+    red = torch.randn(2, 1, size, size)
+    coloured = made + torch.cat([1.402 * red, -0.714136 * red, 0 * red], 1)  # Cr alone
+    torch.testing.assert_close(blocks.carried(coloured), code, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("order", [1, 2, 72])

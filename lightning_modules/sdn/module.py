@@ -209,7 +209,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
     def _hide(self, image: Tensor, factors: Tensor, shift: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
         """The face that is painted over the original, and that face with the original as its texture."""
         painted = self._paint(image, factors, shift)
-        texture = self.blocks.picture(self._turned(self.blocks(image), factors, back=False))
+        texture = self.blocks.texture(self._turned(self.blocks(image), factors, back=False))
         return painted, self._within(image, painted + self.strength * texture)
 
     def _open(self, image: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,7 +217,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         encoder, decoder = (self.encoder, self.decoder) if self.opener is None else self.opener
         with torch.no_grad():  # painting is judged by what is painted
             painted = self._paint(image, factors)
-        code = self._turned(self.blocks(image - painted) / self.strength, factors, back=True)
+        code = self._turned(self.blocks.carried(image - painted) / self.strength, factors, back=True)
         found = self._within(image, means(image) + self.blocks.picture(code.clamp(-LOUDEST, LOUDEST)))
         made = decoder(encoder(found), self._style(factors, -1.0))
         doubt = torch.sigmoid(made[:, 3:] - SURE)

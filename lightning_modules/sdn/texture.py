@@ -19,6 +19,8 @@ CELLS = 8  # blocks of the side of a picture, whatever its size
 # Oval of an aligned crop that holds the face: centre and half axes (x, y) in shares of the side.
 CENTRE, AXES = (0.5, 0.54), (0.37, 0.5)
 
+BRIGHTNESS = (0.299, 0.587, 0.114)  # of red, green and blue, as JPEG weighs them (ITU-R BT.601)
+
 
 def oval(side: int) -> Float[Tensor, "side side"]:
     """Blocks of an aligned crop that hold the face: 1, and 0 around it, which then stays bit for bit (ours).
@@ -38,13 +40,16 @@ class BlockCosines(nn.Module):
     what it usually has in pictures, whose amplitude falls with frequency (Field, 1987), to the power 0.3: spread evenly
     over the frequencies, a code would look like noise; spread as they are, the faint ones would drown in rounding.
 
+    A texture carries such a code, colours included, in brightness alone, and is read by JPEG's own weights of
+    brightness, which see nothing of what JPEG does to colours: it halves their resolution.
+
     Args:
         size: Pixels of the side of a picture, a multiple of 8.
         luma: Frequencies of brightness that are kept of a block of a picture of 64 px; of others as many a pixel.
-        chroma: Frequencies of each of two colours, likewise.
+        chroma: Frequencies of each of two colours, likewise. All together are at most the frequencies of brightness.
     """
 
-    def __init__(self, size: int, luma: int = 48, chroma: int = 12) -> None:
+    def __init__(self, size: int, luma: int = 30, chroma: int = 5) -> None:
         super().__init__()
         side = size // CELLS
         waves = cosines(side)
@@ -53,16 +58,22 @@ class BlockCosines(nn.Module):
         order = (ticks[:, None].square() + ticks[None].square()).flatten()
         lowest = order.argsort(stable=True)[1:]
         colours = torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]])
-        rows, usual = [], []
-        for colour, count, share in zip(
-            colours / colours.norm(dim=1)[:, None], (luma, chroma, chroma), (1, 0.4, 0.4), strict=True
-        ):
-            chosen = lowest[: count * side * side // 64]
-            rows.append(colour[None, :, None, None] * planes[chosen][:, None])
-            usual.append(share / order[chosen].sqrt())
-        self.register_buffer("basis", torch.cat(rows), persistent=False)
-        usual = torch.cat(usual) ** 0.3
-        self.register_buffer("usual", (usual / usual.mean())[:, None, None], persistent=False)
+        colours = colours / colours.norm(dim=1)[:, None]
+        chosen = [lowest[: count * side * side // 64] for count in (luma, chroma, chroma)]
+        rows = [colour[None, :, None, None] * planes[at][:, None] for colour, at in zip(colours, chosen, strict=True)]
+        usual = [share / order[at].sqrt() for share, at in zip((1, 0.4, 0.4), chosen, strict=True)]
+        carrying = lowest[: sum(len(at) for at in chosen)]
+        loud = order[carrying].float() ** -0.15
+        loud = (loud / loud.square().mean().sqrt())[:, None, None, None]
+        gray = planes[carrying][:, None]
+        parts = {
+            "basis": torch.cat(rows),
+            "usual": (torch.cat(usual) ** 0.3 / (torch.cat(usual) ** 0.3).mean())[:, None, None],
+            "written": loud * colours[0][None, :, None, None] * gray,
+            "read": torch.tensor(BRIGHTNESS)[None, :, None, None] * gray / colours[0, 0] / loud,
+        }
+        for name, part in parts.items():
+            self.register_buffer(name, part, persistent=False)
 
     @property
     def depth(self) -> int:
@@ -71,13 +82,29 @@ class BlockCosines(nn.Module):
 
     def forward(self, image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch depth 8 8"]:
         """The code of a picture: its frequencies, each in units of what is usual."""
-        with full_precision(image.device):
-            return F.conv2d(image.float(), self.basis, stride=self.basis.shape[-1]) / self.usual
+        return self._analysed(image, self.basis) / self.usual
 
     def picture(self, code: Float[Tensor, "batch depth 8 8"]) -> Float[Tensor, "batch 3 h w"]:
         """The picture of a code; its blocks have mean 0."""
+        return self._synthesized(code * self.usual, self.basis)
+
+    def texture(self, code: Float[Tensor, "batch depth 8 8"]) -> Float[Tensor, "batch 3 h w"]:
+        """A gray texture that carries a code; its blocks have mean 0."""
+        return self._synthesized(code, self.written)
+
+    def carried(self, texture: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch depth 8 8"]:
+        """The code that a texture carries."""
+        return self._analysed(texture, self.read)
+
+    @staticmethod
+    def _analysed(image: Tensor, rows: Tensor) -> Tensor:
+        with full_precision(image.device):
+            return F.conv2d(image.float(), rows, stride=rows.shape[-1])
+
+    @staticmethod
+    def _synthesized(code: Tensor, rows: Tensor) -> Tensor:
         with full_precision(code.device):
-            return F.conv_transpose2d(code.float() * self.usual, self.basis, stride=self.basis.shape[-1])
+            return F.conv_transpose2d(code.float(), rows, stride=rows.shape[-1])
 
 
 def means(image: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
