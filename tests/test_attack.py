@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from conftest import NoiseFaces
 from scipy.stats import multivariate_normal
 
 from datamodules.batch import face_batch

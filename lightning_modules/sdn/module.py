@@ -146,7 +146,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         near_misses: float = 0.5,
         avalanche: bool = True,
         turning: bool = True,
-        strength: float = 0.3,
+        strength: float = 0.25,
         window: bool = True,
         pursuit: float = 0.5,
         first: Literal["classifier", "autoencoder", "painter"] | None = None,
