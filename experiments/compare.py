@@ -58,7 +58,8 @@ class Comparison:
         faces: Test faces of each data set.
         carriers: File formats between the two verbs.
         other_keys: Unrelated keys that each face is also hidden under in a PNG, for diversity; one in other formats.
-        wrong_keys: Random wrong keys that each face's PNG is opened with; other formats are with one.
+        wrong_keys: Random wrong keys that each face's PNG is opened with, and as many nearly right ones; other
+            formats are with one.
         batch_size: Faces at a time.
         seed: Where keys and wrong keys come from.
         allow_loss_judges: Accept a judge that is a loss network of a method.

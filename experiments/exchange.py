@@ -79,10 +79,10 @@ def hide_into(
 def recover_from(
     folder: Path, method: ReversibleAnonymizer, secret: Secret, batch_size: int = 8, wrong_keys: int = 1
 ) -> Speed:
-    """Open the files of ``folder`` with the right key, with wrong ones, and with one that is nearly right.
+    """Open the files of ``folder`` with the right key, with random wrong ones, and with as many that are nearly right.
 
     It is given the folder, the method and the secret, and has no way to the originals. What wrong keys open lies in
-    ``wrongly_recovered/``, ``wrongly_recovered-2/`` and so on.
+    ``wrongly_recovered/``, ``wrongly_recovered-2/`` and so on, what a wrong attribute opens in ``wrong_attribute/``.
 
     Returns:
         Faces recovered, and the seconds that took, without keys and files.
@@ -99,13 +99,19 @@ def recover_from(
         attributes = torch.tensor([described["attributes"][str(int(s))] for s in sample])
         face = face_batch(image, attributes=attributes.reshape(len(chunk), -1))
         right = _numbers(method, keys.right, sample)
-        tried = {"recovered": right, "nearly_recovered": method.key_spec.one_off(right)}
+        tried: dict[str, tuple[FaceBatch, Tensor | None]] = {"recovered": (face, right)}
         for index, leg in enumerate(_legs("wrongly_recovered", tries)):
-            tried[leg] = _numbers(method, partial(keys.wrong, index=index), sample)
-        for leg, numbers in tried.items():
+            tried[leg] = (face, _numbers(method, partial(keys.wrong, index=index), sample))
+        for index, leg in enumerate(_legs("nearly_recovered", tries)):  # bits from all over the key
+            tried[leg] = (face, method.key_spec.one_off(right, index * max(1, method.key_spec.length // tries)))
+        if method.attributes:
+            flipped = face.attributes.clone()
+            flipped[torch.arange(len(chunk)), sample % method.attributes] *= -1
+            tried["wrong_attribute"] = (face._replace(attributes=flipped), right)
+        for leg, (given, numbers) in tried.items():
             if numbers is not None:
                 with torch.no_grad():
-                    _save(folder / leg, speed.of(method.recover, face, numbers), sample, "png")
+                    _save(folder / leg, speed.of(method.recover, given, numbers), sample, "png")
     return speed
 
 
@@ -157,7 +163,7 @@ def read_trip(folder: Path, batch: FaceBatch, size: int) -> RoundTrip:
         legs = _legs(name, len(list(folder.glob(f"{name}*"))))[1:]
         return torch.stack([leg(name) for name in legs], 1) if legs else leg(name)[:, :0]
 
-    made = ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered", "inverted")
+    made = ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered", "wrong_attribute", "inverted")
     return RoundTrip.of(
         resize(batch.image, size),
         identity=batch.identity,
@@ -165,5 +171,6 @@ def read_trip(folder: Path, batch: FaceBatch, size: int) -> RoundTrip:
         mask=batch.mask,
         other_again=further("other"),
         wrong_again=further("wrongly_recovered"),
+        near_again=further("nearly_recovered"),
         **{name: leg(name) for name in made},
     )

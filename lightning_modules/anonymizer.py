@@ -33,8 +33,10 @@ class RoundTrip(NamedTuple):
         recovered: From the anonymized file with the right key.
         wrongly_recovered: From the anonymized file with a random wrong key.
         nearly_recovered: With a key one bit off (cosine 0.9 for normal keys); absent where that is n/a.
+        wrong_attribute: With the right key and one attribute wrong; absent where attributes are no factors.
         other_again: The faces under further unrelated keys, ``(B, keys, 3, H, W)``.
-        wrong_again: From the anonymized file with further random wrong keys, ``(B, keys, 3, H, W)``.
+        wrong_again: From the anonymized file with further random wrong keys, likewise.
+        near_again: With further keys that are nearly right, likewise.
         inverted: The method's auto-encoding without any key, the upper bound of a recovery.
         identity: Number of the person, ``(B,)`` int64.
         sample: Number of the face in its data set, ``(B,)`` int64.
@@ -47,8 +49,10 @@ class RoundTrip(NamedTuple):
     recovered: Tensor
     wrongly_recovered: Tensor
     nearly_recovered: Tensor
+    wrong_attribute: Tensor
     other_again: Tensor
     wrong_again: Tensor
+    near_again: Tensor
     inverted: Tensor
     identity: Int[Tensor, " batch"]
     sample: Int[Tensor, " batch"]

@@ -51,7 +51,7 @@ REFERENCES = ("same-image", "other-image", "other-key")
 CARRIERS = ("png", "jpeg95", "jpeg75", "jpeg50", "webp80", "half", "noise1", "photo", "latent", "sealed")
 """How the anonymized picture travelled to the one who recovers it."""
 
-KEYS = ("right", "random", "one-bit", "cosine-0.5", "cosine-0.9", "cosine-0.99", "none")
+KEYS = ("right", "random", "one-bit", "attribute", "cosine-0.5", "cosine-0.9", "cosine-0.99", "none")
 """The key of a leg; a key of normal numbers has no bit to flip and is tried at a cosine instead."""
 
 REGIONS = ("picture", "face")

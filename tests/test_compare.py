@@ -8,12 +8,13 @@ from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
 from experiments import compare as room
 from experiments.build import build, load_method, method_spec, read_yaml
 from experiments.compare import Comparison, choose_faces, compare
-from experiments.exchange import hide_into, recover_from
+from experiments.exchange import hide_into, read_trip, recover_from
 from flows.conjugate import Conjugate
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.calibration import Calibration
 from lightning_modules.ifadit import IFADITTransform
 from lightning_modules.keys import KeyRing, KeySpec, Secret
+from lightning_modules.metrics.identity import IdentityScores
 from lightning_modules.protocol import read_results
 from lightning_modules.sdn import SDN
 
@@ -74,6 +75,8 @@ def test_every_method_on_every_data_set_ends_in_a_table(tmp_path):
     assert {f.leg for f in figures if f.method == "SDN"} >= {"anonymized", "recovered", "wrongly_recovered"}
     assert {f.leg for f in figures if f.method == "blur"} <= {"anonymized", None}
     assert "diversity" in {f.metric for f in figures if f.leg == "wrongly_recovered"}  # of several wrong keys
+    near = [path.read_bytes() for path in (tmp_path / "out").rglob("nearly_recovered*/000000.png")]
+    assert len(near) == len(set(near)) == 8  # another bit each
     assert all(f.data == "noise" and f.config.endswith("c.yaml") for f in figures)
     for name in ("table.md", "report.html", "grid.png", "run.json"):
         assert (tmp_path / "out" / name).stat().st_size > 100
@@ -158,6 +161,19 @@ def test_recovery_sees_files_and_header_only(tmp_path):
     assert len({(folder / "000000.png").read_bytes() for folder in opened}) == 4
     header = (tmp_path / "header.json").read_text()
     assert "a test" not in header
+
+
+def test_a_wrong_attribute_is_tried_where_attributes_are_factors(tmp_path):
+    method, faces = SDN(size=64, width=8, key_bits=8, identities=16, attributes=2).eval(), NoiseFaces(count=4).whole()
+    faces = faces._replace(attributes=torch.ones(4, 2))
+    hide_into(tmp_path, method, [faces], Secret("one"), 0, "png")
+    recover_from(tmp_path, method, Secret("one"))
+    opened = read_trip(tmp_path, faces, 64)
+    for other in (opened.recovered, opened.wrongly_recovered, opened.nearly_recovered):
+        assert (opened.wrong_attribute - other).abs().amax((1, 2, 3)).min() > 0
+    metric = IdentityScores(LinearJudge(), threshold=0.5)
+    metric.update(opened)
+    assert {f.key for f in metric.figures() if f.leg == "wrongly_recovered"} == {"random", "one-bit", "attribute"}
 
 
 def test_the_same_secret_gives_the_same_pictures(tmp_path):

@@ -20,9 +20,14 @@ PICTURES = (
     "recovered",
     "wrongly_recovered",
     "nearly_recovered",
+    "wrong_attribute",
     "inverted",
 )
-AGAIN = {"other_again": "other", "wrong_again": "wrongly_recovered"}  # the same legs with further keys
+AGAIN = {  # the same legs with further keys
+    "other_again": "other",
+    "wrong_again": "wrongly_recovered",
+    "near_again": "nearly_recovered",
+}
 FAR = 1e-3
 BLOCK = 1024  # rows of a similarity matrix held at once
 

@@ -151,6 +151,7 @@ def legs_of(trip: RoundTrip, near_key: str = "one-bit") -> dict[tuple[str, str],
         ("recovered", "right"): trip.recovered,
         ("wrongly_recovered", "random"): trip.wrongly_recovered,
         ("wrongly_recovered", near_key): trip.nearly_recovered,
+        ("wrongly_recovered", "attribute"): trip.wrong_attribute,
         ("inverted", "none"): trip.inverted,
     }
     return {name: image for name, image in legs.items() if image.numel()}

@@ -127,6 +127,7 @@ class PictureQuality(RoundTripMetric):
             ("recovered", "right"): "recovered",
             ("wrongly_recovered", "random"): "wrongly_recovered",
             ("wrongly_recovered", near_key): "nearly_recovered",
+            ("wrongly_recovered", "attribute"): "wrong_attribute",
             ("inverted", "none"): "inverted",
         }
         self.add_state("person", [], dist_reduce_fx="cat")
