@@ -27,14 +27,15 @@ from datamodules.batch import FaceBatch
 from datamodules.detection import default_detector
 from datamodules.files import write_whole
 from experiments.build import build, configuration, load_method, method_spec, read_yaml
-from experiments.exchange import hide_into, read_trip, recover_from
+from experiments.exchange import comparison_secret, hide_into, read_trip
+from experiments.guards import Guard
+from experiments.opening import recover_elsewhere
 from experiments.provenance import code_digest, commit, file_digest, versions
 from experiments.report import write_report
 from experiments.report_pictures import folder_name
 from lightning_modules.anonymizer import ReversibleAnonymizer, resize
 from lightning_modules.calibration import load_calibration
 from lightning_modules.carriers import encode
-from lightning_modules.keys import Secret
 from lightning_modules.metrics.identity import IdentityScores
 from lightning_modules.metrics.measured import RoundTripMetric
 from lightning_modules.metrics.pollution import Pollution
@@ -197,6 +198,8 @@ class _Run:
         self._check_judges(method)
         with torch.no_grad():
             method.prepare(datamodule)
+        guard = Guard(method)
+        guard.alone_or_in_company(batches[0])
         row = {
             "method": name,
             "data": data,
@@ -221,29 +224,37 @@ class _Run:
         }
         figures = []
         for carrier in self.plan.carriers:
-            figures += self._measure(data, name, method, batches, carrier)
+            figures += self._measure(data, name, spec, guard, batches, carrier)
         figures = [dataclasses.replace(figure, **common) for figure in figures]
         self.rows.append(row)
         lines = [json.loads(figure.to_json()) for figure in figures]
         write_whole(part, json.dumps({"fingerprint": fingerprint, "row": row, "figures": lines}).encode())
 
     def _measure(
-        self, data: str, name: str, method: ReversibleAnonymizer, batches: list[FaceBatch], carrier: str
+        self,
+        data: str,
+        name: str,
+        spec: dict[str, Any],
+        guard: Guard,
+        batches: list[FaceBatch],
+        carrier: str,
     ) -> list[Figure]:
         """Hide the faces into files, open the files with header and secret alone, and judge what is in the files."""
+        method = guard.method
         folder = (
             self.out / "faces" / data / (folder_name(name) if carrier == "png" else f"{folder_name(name)}@{carrier}")
         )
         shutil.rmtree(folder, ignore_errors=True)
-        secret = Secret(f"keyveil comparison {self.plan.seed}")
         others, tries = (self.plan.other_keys, self.plan.wrong_keys) if carrier == "png" else (1, 1)
-        hiding = hide_into(folder, method, batches, secret, self.plan.seed, carrier, others)
-        opening = recover_from(folder, method, secret, wrong_keys=tries) if method.reversible else None
+        hiding = hide_into(folder, method, batches, comparison_secret(self.plan.seed), self.plan.seed, carrier, others)
+        guard.unchanged()
+        opening = recover_elsewhere(folder, spec, method, self.plan.seed, tries) if method.reversible else None
         near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
         metrics: list[RoundTripMetric] = [PictureQuality(lpips=True, near_key=near)]
         metrics += [IdentityScores(j, self.thresholds[n].threshold, near) for n, j in self.judges.items()]
         if carrier == "png":
             metrics += [FacesDetected(default_detector()), Pollution()]
+        guard.judge(read_trip(folder, batch, self.plan.size) for batch in batches)
         for batch in batches:
             trip = read_trip(folder, batch, self.plan.size)
             for metric in metrics:

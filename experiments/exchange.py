@@ -136,6 +136,11 @@ def _legs(name: str, count: int) -> list[str]:
     return [name, *(f"{name}-{index}" for index in range(2, count + 1))]
 
 
+def comparison_secret(seed: int) -> Secret:
+    """The secret of a comparison: no secret at all, so that anybody can repeat it."""
+    return Secret(f"keyveil comparison {seed}")
+
+
 def _key_ring(header: Header, secret: Secret) -> KeyRing:
     wrong = Secret("not the secret of this comparison")
     return KeyRing(stretch(secret, header.salt, header.cost), stretch(wrong, header.salt, header.cost))

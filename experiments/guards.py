@@ -1,0 +1,89 @@
+"""What a comparison refuses to measure: methods that cheat, by mistake or not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from datamodules.batch import FaceBatch
+from lightning_modules.anonymizer import ReversibleAnonymizer, RoundTrip
+from lightning_modules.keys import KeyRing
+
+ALIKE = 30.0  # dB between two renderings of a face: optimisation drifts apart by rounding, but not further
+
+
+class Guard:
+    """Looks at what a method does, and refuses what cannot be what it seems.
+
+    Args:
+        method: Whom to watch, before it sees a test face.
+
+    Raises:
+        ValueError: If it is in training mode.
+    """
+
+    def __init__(self, method: ReversibleAnonymizer) -> None:
+        if method.training:
+            raise ValueError("it is in training mode")
+        self.method, self.tensors = method, tensors_digest(method)
+        self.keyed = method.reversible and method.key_spec.kind != "none"
+
+    def unchanged(self) -> None:
+        """Check that it keeps nothing of the faces in its tensors.
+
+        Raises:
+            ValueError: If they are not what they were.
+        """
+        if tensors_digest(self.method) != self.tensors:
+            raise ValueError("its tensors changed while it hid faces; recovery could read the originals there")
+
+    @torch.no_grad()
+    def alone_or_in_company(self, batch: FaceBatch) -> None:
+        """Check that a face is hidden alike alone and beside others.
+
+        Raises:
+            ValueError: If what the method makes of a face depends on the others of its batch.
+        """
+        if len(batch.image) < 2:
+            return
+        method, ring = self.method, KeyRing.from_seed(0)
+        face = method.fit_size(FaceBatch(*(field[:2] for field in batch)))
+        keys = torch.stack([method.key_spec.numbers(ring.right(int(s))) for s in face.sample])
+        together = method.anonymize(face, keys)[:1]
+        alone = method.anonymize(FaceBatch(*(field[:1] for field in face)), keys[:1])
+        if float((together - alone).square().mean()) / 4 > 10 ** (-ALIKE / 10):
+            raise ValueError("what it makes of a face depends on the faces beside it")
+
+    def judge(self, trips: Iterable[RoundTrip]) -> None:
+        """Judge the round trips of all faces; the first honest one is enough.
+
+        Raises:
+            ValueError: If every face was handed out as it came, or every one opens alike under a wrong key.
+        """
+        copied, opened = True, self.keyed
+        for trip in trips:
+            copied = copied and _equal(trip.anonymized, trip.original)
+            opened = opened and _equal(trip.recovered, trip.wrongly_recovered)
+            if not (copied or opened):
+                return
+        if copied:
+            raise ValueError("it hands faces out as they came; nobody is hidden")
+        if opened:
+            raise ValueError("a wrong key opens its pictures just as the right one does")
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two legs are there and agree in every grey level."""
+    return one.shape == other.shape and one.numel() > 0 and float((one - other).abs().max()) < 0.5 / 127.5
+
+
+def tensors_digest(method: ReversibleAnonymizer) -> str:
+    """Hash of all tensors that a method has, those of its ``state_dict`` and the others."""
+    digest = hashlib.sha256()
+    for name, value in sorted([*method.named_parameters(), *method.named_buffers()]):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,83 @@
+"""Opens anonymized files in a process of its own, so that nothing that hiding left in memory can help."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from safetensors.torch import load_file
+
+from datamodules.files import write_tensors
+from experiments.build import build, one_sentence
+from experiments.exchange import Speed, comparison_secret, recover_from
+from lightning_modules.anonymizer import ReversibleAnonymizer
+
+
+def recover_elsewhere(
+    folder: Path, spec: dict[str, Any], method: ReversibleAnonymizer, seed: int, wrong_keys: int = 1
+) -> Speed:
+    """As :func:`~experiments.exchange.recover_from`, by another process.
+
+    It builds the method anew from its configuration and gets the tensors of its ``state_dict``, the folder, and the
+    seed of the comparison's secret; neither objects nor originals.
+
+    Args:
+        folder: What was hidden, and where to put what is opened.
+        spec: ``class_path`` and ``init_args`` of the method.
+        method: The method as it was before it hid anything; its tensors go along.
+        seed: Of the comparison.
+        wrong_keys: As of :func:`~experiments.exchange.recover_from`.
+
+    Raises:
+        RuntimeError: If the method cannot open the files so, with the last that the process said.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        state = Path(place) / "state.safetensors"
+        write_tensors(state, {name: value.detach().cpu() for name, value in method.state_dict().items()})
+        order = {
+            "class_path": spec["class_path"],
+            "init_args": spec["init_args"],
+            "state": str(state),
+            "folder": str(folder.resolve()),
+            "seed": seed,
+            "wrong_keys": wrong_keys,
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.opening"],
+            input=json.dumps(order),
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            check=False,
+        )
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        raise RuntimeError(f"a process that has files and key alone cannot recover: {said[-1] if said else 'it died'}")
+    return Speed(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> int:
+    """Take an order from standard input, and write faces and seconds on standard output."""
+    order = json.load(sys.stdin)
+    L.seed_everything(order["seed"], workers=True, verbose=False)
+    try:
+        method = build(ReversibleAnonymizer, order, "method").eval()
+        method.load_state_dict(load_file(order["state"]))
+        secret = comparison_secret(order["seed"])
+        speed = recover_from(Path(order["folder"]), method, secret, wrong_keys=order["wrong_keys"])
+    except Exception as error:  # told by the one who asked
+        print(f"{type(error).__name__}: {one_sentence(error)}", file=sys.stderr)
+        return 1
+    print(json.dumps(dataclasses.asdict(speed)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
