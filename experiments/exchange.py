@@ -166,7 +166,7 @@ def read_trip(folder: Path, batch: FaceBatch, size: int) -> RoundTrip:
 
     def further(name: str) -> Tensor:
         legs = _legs(name, len(list(folder.glob(f"{name}*"))))[1:]
-        return torch.stack([leg(name) for name in legs], 1) if legs else leg(name)[:, :0]
+        return torch.stack([leg(name) for name in legs], 1) if legs else batch.image.new_zeros((len(batch.image), 0))
 
     made = ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered", "wrong_attribute", "inverted")
     return RoundTrip.of(

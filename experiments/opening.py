@@ -26,12 +26,12 @@ def recover_elsewhere(
     """As :func:`~experiments.exchange.recover_from`, by another process.
 
     It builds the method anew from its configuration and gets the tensors of its ``state_dict``, the folder, and the
-    seed of the comparison's secret; neither objects nor originals.
+    seed of the comparison's secret. Nothing else crosses in memory; originals on the disk are not walled off.
 
     Args:
         folder: What was hidden, and where to put what is opened.
         spec: ``class_path`` and ``init_args`` of the method.
-        method: The method as it was before it hid anything; its tensors go along.
+        method: The method, whose tensors hiding must have left as they were; they go along.
         seed: Of the comparison.
         wrong_keys: As of :func:`~experiments.exchange.recover_from`.
 
