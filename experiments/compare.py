@@ -224,7 +224,7 @@ class _Run:
         }
         figures = []
         for carrier in self.plan.carriers:
-            figures += self._measure(data, name, spec, guard, batches, carrier)
+            figures += self._measure(data, name, spec, guard, batches, carrier, fingerprint)
         figures = [dataclasses.replace(figure, **common) for figure in figures]
         self.rows.append(row)
         lines = [json.loads(figure.to_json()) for figure in figures]
@@ -238,13 +238,20 @@ class _Run:
         guard: Guard,
         batches: list[FaceBatch],
         carrier: str,
+        fingerprint: str,
     ) -> list[Figure]:
-        """Hide the faces into files, open the files with header and secret alone, and judge what is in the files."""
+        """Hide the faces into files, open the files with header and secret alone, and judge what is in the files.
+
+        Files of an earlier run that was stopped are taken as they are, if it was to do the same with the same code.
+        """
         method = guard.method
         folder = (
             self.out / "faces" / data / (folder_name(name) if carrier == "png" else f"{folder_name(name)}@{carrier}")
         )
-        shutil.rmtree(folder, ignore_errors=True)
+        mark = folder / "made-by"
+        if not mark.is_file() or mark.read_text() != fingerprint:
+            shutil.rmtree(folder, ignore_errors=True)
+            write_whole(mark, fingerprint)
         others, tries = (self.plan.other_keys, self.plan.wrong_keys) if carrier == "png" else (1, 1)
         hiding = hide_into(folder, method, batches, comparison_secret(self.plan.seed), self.plan.seed, carrier, others)
         guard.unchanged()
@@ -284,7 +291,8 @@ class _Run:
     def _fingerprint(self, data: str, name: str, spec: dict[str, Any]) -> str:
         plan = dataclasses.asdict(self.plan)
         asked = {
-            key: plan[key] for key in ("size", "carriers", "faces", "wrong_keys", "seed", "judges", "allow_loss_judges")
+            key: plan[key]
+            for key in ("size", "carriers", "faces", "other_keys", "wrong_keys", "seed", "judges", "allow_loss_judges")
         }
         told = {
             **asked,

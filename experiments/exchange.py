@@ -36,12 +36,12 @@ def hide_into(
     """Anonymize faces into ``folder``: one file a face, and ``header.json``, which is all that recovery gets.
 
     Faces are also hidden under other keys (``other/``, ``other-2/`` …), for diversity, and inverted where the method
-    can.
+    can. Pictures that lie there already are left as they are, so that a run goes on where it was stopped.
 
     Returns:
-        Faces anonymized, and the seconds that took, without keys and files.
+        Faces anonymized, and the seconds that took over all runs, without keys and files.
     """
-    speed = Speed()
+    speed = Speed.so_far(folder / "hiding.json")
     salt = hashlib.sha256(f"keyveil comparison salt {seed}".encode()).digest()[:16]
     header = Header(
         method=type(method).__name__,
@@ -58,11 +58,10 @@ def hide_into(
         face = method.fit_size(batch)
         with torch.no_grad():
             for leg, draw in draws.items():
-                numbers = _numbers(method, draw, batch.sample)
-                _save(folder / leg, speed.of(method.anonymize, face, numbers), batch.sample, carrier)
-            inverted = method.invert(face)
-        if inverted is not None:
-            _save(folder / "inverted", inverted, batch.sample, "png")
+                hide = partial(speed.of, method.anonymize, face, _numbers(method, draw, batch.sample))
+                _fill(folder / leg, batch.sample, carrier, hide)
+            _fill(folder / "inverted", batch.sample, "png", partial(method.invert, face))
+        speed.keep(folder / "hiding.json")
     described = {
         "header": header.to_dict(),
         "carrier": carrier,
@@ -83,15 +82,16 @@ def recover_from(
 
     It is given the folder, the method and the secret, and has no way to the originals. What wrong keys open lies in
     ``wrongly_recovered/``, ``wrongly_recovered-2/`` and so on, what a wrong attribute opens in ``wrong_attribute/``.
+    What lies there already is left as it is.
 
     Returns:
-        Faces recovered, and the seconds that took, without keys and files.
+        Faces recovered, and the seconds that took over all runs, without keys and files.
     """
-    speed = Speed()
+    speed = Speed.so_far(folder / "opening.json")
     described = json.loads((folder / "header.json").read_text())
     keys = _key_ring(Header.from_dict(described["header"]), secret)
     tries = 1 if method.key_spec.kind == "none" else wrong_keys
-    files = sorted((folder / "anonymized").iterdir())
+    files = sorted((folder / "anonymized").glob("[0-9]*"))
     for start in range(0, len(files), batch_size):
         chunk = files[start : start + batch_size]
         sample = torch.tensor([int(file.stem) for file in chunk])
@@ -111,7 +111,8 @@ def recover_from(
         for leg, (given, numbers) in tried.items():
             if numbers is not None:
                 with torch.no_grad():
-                    _save(folder / leg, speed.of(method.recover, given, numbers), sample, "png")
+                    _fill(folder / leg, sample, "png", partial(speed.of, method.recover, given, numbers))
+        speed.keep(folder / "opening.json")
     return speed
 
 
@@ -129,6 +130,15 @@ class Speed:
         self.seconds += time.perf_counter() - began
         self.faces += len(image)
         return image
+
+    @classmethod
+    def so_far(cls, file: Path) -> Speed:
+        """What earlier runs kept in a file; nothing where there is none."""
+        return cls(**json.loads(file.read_text())) if file.is_file() else cls()
+
+    def keep(self, file: Path) -> None:
+        """Keep it for later runs."""
+        write_whole(file, json.dumps(dataclasses.asdict(self)))
 
 
 def _legs(name: str, count: int) -> list[str]:
@@ -150,9 +160,14 @@ def _numbers(method: ReversibleAnonymizer, draw: Any, sample: Tensor) -> Tensor:
     return torch.stack([method.key_spec.numbers(draw(int(s))) for s in sample])
 
 
-def _save(folder: Path, images: Tensor, sample: Tensor, carrier: str) -> None:
-    for image, number in zip(images, sample, strict=True):
-        write_whole(folder / f"{int(number):06d}{SUFFIX.get(carrier, '.jpg')}", encode(image, carrier))
+def _fill(folder: Path, sample: Tensor, carrier: str, make: Callable[[], Tensor | None]) -> None:
+    """Save the pictures that ``make`` hands out, if there are any, unless an earlier run did."""
+    files = [folder / f"{int(number):06d}{SUFFIX.get(carrier, '.jpg')}" for number in sample]
+    if all(file.is_file() for file in files):
+        return
+    made = make()
+    for image, file in zip(() if made is None else made, files, strict=made is not None):
+        write_whole(file, encode(image, carrier))
 
 
 def read_trip(folder: Path, batch: FaceBatch, size: int) -> RoundTrip:

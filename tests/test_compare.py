@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
 
+from datamodules.batch import FaceBatch
 from experiments import compare as room
 from experiments.build import build, load_method, method_spec, read_yaml
 from experiments.compare import Comparison, choose_faces, compare
@@ -149,7 +150,7 @@ def test_recovery_sees_files_and_header_only(tmp_path):
         method.prepare(faces)
     hide_into(tmp_path, method, [faces.whole()], Secret("a test"), 0, "png", other_keys=2)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"anonymized", "other", "other-2", "inverted", "header.json"}
+    assert left == {"anonymized", "other", "other-2", "inverted", "header.json", "hiding.json"}
     assert (tmp_path / "other" / "000000.png").read_bytes() != (tmp_path / "other-2" / "000000.png").read_bytes()
     for gone in ("other", "other-2", "inverted"):
         for path in (tmp_path / gone).iterdir():
@@ -161,6 +162,30 @@ def test_recovery_sees_files_and_header_only(tmp_path):
     assert len({(folder / "000000.png").read_bytes() for folder in opened}) == 4
     header = (tmp_path / "header.json").read_text()
     assert "a test" not in header
+
+
+def test_a_stopped_exchange_goes_on_where_it_was(tmp_path, monkeypatch):
+    """Pictures that lie there are not made again; those that are missing become what they would have been."""
+    method, faces = SDN(size=64, width=8, key_bits=8, identities=16).eval(), NoiseFaces(count=4).whole()
+    batches = [FaceBatch(*(field[at : at + 2] for field in faces)) for at in (0, 2)]
+
+    def run() -> tuple[dict[Path, bytes], int, int]:
+        hiding = hide_into(tmp_path, method, batches, Secret("one"), 0, "png")
+        opening = recover_from(tmp_path, method, Secret("one"), batch_size=2)
+        return {path: path.read_bytes() for path in tmp_path.rglob("*.png")}, hiding.faces, opening.faces
+
+    whole, hidden, opened = run()
+    for leg in ("other", "recovered"):
+        (tmp_path / leg / "000003.png").unlink()
+    called = []
+    for verb in ("anonymize", "recover"):
+        real = getattr(method, verb)
+        monkeypatch.setattr(
+            method, verb, lambda face, key, verb=verb, real=real: called.append(verb) or real(face, key)
+        )
+    again = run()
+    assert called == ["anonymize", "recover"]  # the one batch of the one leg
+    assert again == (whole, hidden + 2, opened + 2)
 
 
 def test_a_wrong_attribute_is_tried_where_attributes_are_factors(tmp_path):
