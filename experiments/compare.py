@@ -27,6 +27,7 @@ from datamodules.batch import FaceBatch
 from datamodules.detection import default_detector
 from datamodules.files import write_whole
 from experiments.build import build, configuration, load_method, method_spec, read_yaml
+from experiments.embeddings import Remembering
 from experiments.exchange import comparison_secret, hide_into, read_trip
 from experiments.guards import Guard
 from experiments.opening import recover_elsewhere
@@ -137,12 +138,15 @@ class _Run:
     def __init__(self, plan: Comparison, config: Path, out: Path, console: Console) -> None:
         self.plan, self.config, self.out, self.console = plan, config, out, console
         self.started = time.time()
-        self.judges = {name: build(object, spec, f"judge {name!r}") for name, spec in plan.judges.items()}
+        (out / "parts").mkdir(parents=True, exist_ok=True)
+        self.judges = {
+            name: Remembering(build(object, spec, f"judge {name!r}"), out / "parts" / "embeddings.sqlite")
+            for name, spec in plan.judges.items()
+        }
         self.thresholds = {name: load_calibration(judge) for name, judge in self.judges.items()}
         self.rows: list[dict[str, Any]] = []
         self.failures: list[dict[str, str]] = []
         self.left_out: list[str] = []
-        (out / "parts").mkdir(parents=True, exist_ok=True)
 
     def all_pairs(self) -> None:
         """Walk data sets and methods; a failure ends one pair, not the run."""
