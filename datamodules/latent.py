@@ -17,6 +17,7 @@ from datamodules.archives import cache_folder
 from datamodules.batch import FaceBatch, face_batch
 from datamodules.faces import FaceDataModule
 from datamodules.files import write_tensors
+from datamodules.splits import Split
 
 
 class Codes(Dataset[FaceBatch]):
@@ -75,6 +76,10 @@ class LatentDataModule(L.LightningDataModule):
     def gallery_dataloader(self) -> Any:
         """All codes, in order."""
         return DataLoader(self.codes(), self.batch_size)
+
+    def people(self, split: Split) -> dict[int, str]:
+        """Number → mark of each person of a split, as of the faces."""
+        return self.faces.people(split)
 
     def val_dataloader(self) -> list[Any]:
         """None: figures are taken on pictures."""

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.batch import FaceBatch
 from datamodules.faces import FaceDataModule
+from datamodules.splits import Split
 
 
 class MixedLoader:
@@ -94,6 +95,13 @@ class MixedFaceDataModule(L.LightningDataModule):
     def attribute_names(self) -> tuple[str, ...]:
         """Names of the attributes of the first part's faces, which validate and test."""
         return self.parts[0].attribute_names
+
+    def people(self, split: Split) -> dict[int, str]:
+        """Number → mark of each person of a split, as of a part; all parts train, the first one is tested."""
+        if split != "train":
+            return self.parts[0].people(split)
+        numbered = zip(self.parts, self.first, strict=True)
+        return {number + first: mark for part, first in numbered for number, mark in part.people(split).items()}
 
     @property
     def num_identities(self) -> int:

@@ -203,6 +203,7 @@ class _Run:
         with torch.no_grad():
             method.prepare(datamodule)
         guard = Guard(method)
+        guard.on_strangers(tested := _people(datamodule, batches))
         guard.alone_or_in_company(batches[0])
         row = {
             "method": name,
@@ -213,6 +214,7 @@ class _Run:
             "size": method.size,
             "faces": sum(len(b.image) for b in batches),
             "note": self.plan.methods[name].get("note", ""),
+            "training_people": _told(method, tested),
         }
         common = {
             "method": name,
@@ -347,6 +349,23 @@ class _Run:
             write_report(self.out)
             self.console.print((self.out / "table.md").read_text(), markup=False, soft_wrap=True)
             self.console.print(f"report: {self.out / 'report.html'}", soft_wrap=True)
+
+
+def _people(datamodule: L.LightningDataModule, batches: list[FaceBatch]) -> frozenset[str]:
+    """Marks of the people of these test faces; empty where the data module does not know them."""
+    marks = datamodule.people("test") if hasattr(datamodule, "people") else {}
+    numbers = {int(number) for batch in batches for number in batch.identity}
+    return frozenset(marks[number] for number in numbers if number in marks)
+
+
+def _told(method: ReversibleAnonymizer, tested: frozenset[str]) -> str:
+    """What is known of the people who trained a method."""
+    if not method.state_dict():
+        return "nobody"
+    people = getattr(method, "trained_on", None)
+    if people is None or not tested:
+        return "not known"
+    return f"{len(people)} people, none of the {len(tested)} tested"
 
 
 def test_faces(data: str, spec: dict[str, Any], count: int) -> tuple[L.LightningDataModule, FaceBatch]:

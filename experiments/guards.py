@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -39,6 +39,19 @@ class Guard:
         """
         if tensors_digest(self.method) != self.tensors:
             raise ValueError("its tensors changed while it hid faces; recovery could read the originals there")
+
+    def on_strangers(self, people: Collection[str]) -> None:
+        """Check that nobody it is tested on trained it, as far as its weights say who did.
+
+        Args:
+            people: Marks of the test people (:meth:`datamodules.faces.FaceDataModule.people`).
+
+        Raises:
+            ValueError: If somebody did.
+        """
+        known = getattr(self.method, "trained_on", None) or frozenset()
+        if met := known.intersection(people):
+            raise ValueError(f"it was trained on {len(met)} of the {len(people)} people it is tested on")
 
     @torch.no_grad()
     def alone_or_in_company(self, batch: FaceBatch) -> None:

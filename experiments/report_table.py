@@ -300,4 +300,8 @@ def provenance(run: Run) -> list[tuple[str, str]]:
     for row in run.info["rows"]:
         if row.get("weights"):
             weights.setdefault((row["method"], row["weights"]), None)
-    return lines + [(f"weights of {method}", text) for method, text in weights]
+    lines += [(f"weights of {method}", text) for method, text in weights]
+    trained = [
+        (row["method"], row["data"], row["training_people"]) for row in run.info["rows"] if "training_people" in row
+    ]
+    return lines + [(f"who trained {method}, tested on {data}", text) for method, data, text in trained]

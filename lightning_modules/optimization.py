@@ -56,6 +56,8 @@ class TrainingSteps(L.LightningModule):
         self.automatic_optimization = False
         self.accumulate, self.clip, self.seed, self.start, self.decay = accumulate, clip, seed, start, decay
         self.training_seconds, self._resumed_at, self._started = 0.0, 0.0, False
+        self.trained_on: frozenset[str] | None = frozenset()
+        """Marks of the people who trained it and what it started from; ``None`` where that is not known."""
 
     def setup(self, stage: str) -> None:
         """Load the weights to start from."""
@@ -83,21 +85,29 @@ class TrainingSteps(L.LightningModule):
         self._started = True
 
     def on_train_start(self) -> None:
-        """Start the clock."""
+        """Start the clock, and note who trains."""
         self._resumed_at = time.monotonic() - self.training_seconds
+        people = getattr(getattr(self.trainer, "datamodule", None), "people", None)
+        if people is None or self.trained_on is None:
+            self.trained_on = None
+        else:
+            self.trained_on |= frozenset(people("train").values())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note how long was trained, over all resumed runs, beside what other bases note."""
+        """Note how long and on whom was trained, over all resumed runs, beside what other bases note."""
         super().on_save_checkpoint(checkpoint)
         if self._resumed_at:
             self.training_seconds = time.monotonic() - self._resumed_at
         checkpoint["training_seconds"] = self.training_seconds
+        checkpoint["trained_on"] = None if self.trained_on is None else sorted(self.trained_on)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from the time already trained, and from nothing else."""
         self._started = True
         super().on_load_checkpoint(checkpoint)
         self.training_seconds = checkpoint.get("training_seconds", 0.0)
+        people = checkpoint.get("trained_on")
+        self.trained_on = None if people is None else frozenset(people)
 
     @contextmanager
     def turn_of(self, optimizer: LightningOptimizer) -> Iterator[None]:

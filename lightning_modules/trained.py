@@ -55,7 +55,8 @@ def load_trained(module: nn.Module, source: str | Path, prefix: str = "") -> Non
         ValueError: If names or shapes do not match, or it was trained against other frozen networks.
     """
     found = read_state(source)  # first: it tells a missing or damaged file in one sentence
-    check_cards(json.loads(_notes(source).get("cards", "{}")), card_hashes(module))
+    notes = _notes(source)
+    check_cards(json.loads(notes.get("cards", "{}")), card_hashes(module))
     state = {name: value for name, value in found.items() if name.startswith(prefix)}
     wanted = {name for name in module.state_dict() if name.startswith(prefix)}
     if odd := sorted(wanted ^ set(state)):
@@ -68,6 +69,9 @@ def load_trained(module: nn.Module, source: str | Path, prefix: str = "") -> Non
     except RuntimeError as error:
         line = str(error).splitlines()[-1].strip()
         raise ValueError(f"{source} does not fit {type(module).__name__}: {line}") from error
+    before = getattr(module, "trained_on", frozenset())
+    noted = frozenset(json.loads(notes["people"])) if "people" in notes else None
+    module.trained_on = None if before is None or noted is None else before | noted
 
 
 def card_hashes(module: nn.Module) -> dict[str, str]:
@@ -110,7 +114,7 @@ def read_notes(source: str | Path) -> dict[str, int | float]:
 
 
 def _notes(source: str | Path) -> dict[str, str]:
-    """All notes as text: steps, seconds, and the cards that it was trained against (JSON)."""
+    """All notes as text: steps, seconds, and the cards and the marks of people it was trained with (JSON)."""
     path = locate(str(source)) if str(source) in cards() else Path(source)
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
@@ -118,11 +122,12 @@ def _notes(source: str | Path) -> dict[str, str]:
     loaded = torch.load(path, map_location="cpu", weights_only=True)
     if "global_step" not in loaded:
         return {}
+    people = loaded.get("trained_on")
     return {
         "steps": str(loaded["global_step"]),
         "seconds": f"{loaded.get('training_seconds', 0.0):.1f}",
         "cards": json.dumps(loaded.get("cards", {})),
-    }
+    } | ({} if people is None else {"people": json.dumps(people)})
 
 
 def check_cards(noted: dict[str, str], here: dict[str, str]) -> None:

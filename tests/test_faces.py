@@ -93,6 +93,16 @@ def test_pictures_of_one_person_share_a_number_and_those_of_two_do_not(people):
     assert len(named) == 40 == len({number for _, number in named})
 
 
+def test_people_have_marks_that_are_the_same_whatever_the_selection(people):
+    data, fewer = module(people), module(people, min_pictures=3)
+    marks = {split: data.people(split) for split in SPLITS}
+    assert {n for numbers in marks.values() for n in numbers} == set(range(40))
+    assert len({mark for numbers in marks.values() for mark in numbers.values()}) == 40
+    for split in SPLITS:
+        assert set(marks[split]) == {int(face.identity) for face in data.dataset(split)}
+        assert set(fewer.people(split).values()) < set(marks[split].values())
+
+
 def test_a_limit_bounds_each_split_and_keeps_people_whole(people):
     data, whole = module(people, limit=7), module(people)
     count = Counter(p.person for p in whole.faces.pictures)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import NoiseFaces
 from test_compare import calibrated, write  # noqa: F401
 
 from experiments.compare import compare
@@ -96,6 +97,31 @@ def test_a_planted_cheat_fails(cheat, why, tmp_path):
     text = " ".join((tmp_path / "out" / "table.md").read_text().split())
     assert why in text
     assert not (tmp_path / "out" / "results.jsonl").exists()
+
+
+class StrangersAndKnown(NoiseFaces):
+    """Noise whose test people have marks, as those of a data set of faces have."""
+
+    def people(self, split):
+        return {int(number): f"mark-{number}" for number in self.whole().identity.unique()}
+
+
+class TrainedOn(Honest):
+    def __init__(self, marks: list[str]):
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(1))
+        self.trained_on = frozenset(marks)
+
+
+@pytest.mark.parametrize(("marks", "cheats"), [(["mark-0", "another"], True), (["another"], False)])
+def test_a_method_trained_on_test_people_is_refused(marks, cheats, tmp_path):
+    methods = {"method": {"class_path": "test_guards.TrainedOn", "init_args": {"marks": marks}}}
+    data = {"noise": {"class_path": "test_guards.StrangersAndKnown"}}
+    plan = write(tmp_path / "c.yaml", methods=methods, data=data, wrong_keys=2)
+    assert compare(plan, tmp_path / "out") == cheats
+    text = " ".join((tmp_path / "out" / "table.md").read_text().split())
+    assert ("it was trained on 1 of the" in text) == cheats
+    assert ("1 people, none of the" in text) == (not cheats)
 
 
 def test_an_honest_method_passes(tmp_path):

@@ -74,3 +74,6 @@ def test_the_people_of_a_gallery_follow_one_another(tmp_path, monkeypatch):
     assert gallery_codes(mixed, torch.nn.Flatten())[1].tolist() == list(range(total))
     assert {int(i) for batch in mixed.train_dataloader() for i in batch.identity} <= set(range(total))
     assert mixed.attribute_names == ()
+    assert set(mixed.people("train")) == set(range(mixed.num_identities))
+    assert set(mixed.people("train").values()) == {mark for part in parts for mark in part.people("train").values()}
+    assert mixed.people("test") == parts[0].people("test")

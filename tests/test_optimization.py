@@ -5,6 +5,7 @@ from conftest import NoiseFaces
 
 from lightning_modules.keys import KeySpec
 from lightning_modules.optimization import TrainingSteps, seed_of
+from lightning_modules.trained import export, load_trained
 
 
 class TwoPlayers(TrainingSteps):
@@ -82,6 +83,40 @@ def test_resuming_goes_on_with_step_optimizer_and_clock(quick_trainer, tmp_path)
     assert again.global_step == 5
     assert [int(o.state[next(iter(o.state))]["step"]) for o in again.optimizers] == [5, 5]
     assert resumed.training_seconds > state["training_seconds"]
+
+
+class People(NoiseFaces):
+    """Faces of people with marks."""
+
+    def __init__(self, *marks):
+        super().__init__()
+        self.marks = marks
+
+    def people(self, split):
+        return dict(enumerate(self.marks)) if split == "train" else {}
+
+
+def test_weights_tell_who_trained_them(quick_trainer, tmp_path):
+    """From the data into the checkpoint, into safetensors, and on into what starts from them."""
+
+    def trained(name, faces, **options):
+        save = L.pytorch.callbacks.ModelCheckpoint(dirpath=tmp_path / name, save_last=True, every_n_train_steps=1)
+        quick_trainer(1, callbacks=[save], enable_checkpointing=True).fit(TwoPlayers(**options), faces)
+        export(tmp_path / name / "last.ckpt", tmp_path / f"{name}.safetensors")
+        return tmp_path / f"{name}.safetensors"
+
+    def known(weights):
+        method = TwoPlayers()
+        load_trained(method, weights)
+        return method.trained_on
+
+    first = trained("first", People("a", "b"))
+    assert known(first) == known(tmp_path / "first" / "last.ckpt") == {"a", "b"}
+    second = trained("second", People("b", "c"), start=first)
+    assert known(second) == {"a", "b", "c"}
+    unknown = trained("unknown", NoiseFaces())
+    assert known(unknown) is None
+    assert known(trained("after", People("d"), start=unknown)) is None
 
 
 def test_training_keys_depend_on_step_sample_and_leg_only():
