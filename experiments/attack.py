@@ -15,17 +15,20 @@ from torch import Tensor
 from datamodules.batch import FaceBatch
 from datamodules.detection import default_detector
 from datamodules.files import write_whole
-from experiments.build import configuration, load_method, method_spec
+from experiments.build import build, configuration, load_method, method_spec
 from experiments.compare import Comparison, in_batches, test_faces
 from experiments.provenance import commit
-from lightning_modules.anonymizer import ReversibleAnonymizer
-from lightning_modules.attackers import FaceLikelihood, guess_auc, guessing_signs, received_faces
+from lightning_modules.anonymizer import ReversibleAnonymizer, resize
+from lightning_modules.attackers import FaceLikelihood, guess_auc, guessing_signs, known_plaintext, received_faces
+from lightning_modules.calibration import load_calibration
+from lightning_modules.judges import Judge
 from lightning_modules.keys import KeyRing
 from lightning_modules.metrics.measured import Measured
 from lightning_modules.protocol import Figure, cell
 from lightning_modules.trained import weights_hash
 
 GALLERY = 1000  # training faces from which an attacker learns what faces look like
+PAIRS = [1, 10, 100, 512]
 
 
 def attack(
@@ -33,40 +36,52 @@ def attack(
     out: Path | None = None,
     faces: int = 64,
     guesses: int = 8,
+    pairs: list[int] = PAIRS,
     seed: int = 0,
     dry_run: bool = False,
 ) -> None:
-    """Guess keys without the original, for each method and data set of a comparison, into attacks.jsonl.
+    """Attack each method of a comparison without the key, on each data set, into attacks.jsonl.
 
+    Guessing keys:
     Each face is opened with the right key and with wrong ones, and three signs are looked at in what opens: whether
     hiding it again gives the same anonymized picture, how sure a detector is of the face, and how likely the picture is
     among training faces. `key_guess_auc` is the area under the curve of the sign that gives the right key away most:
     0.5 is chance, 1 means that a guess can be tested. In verify mode a guess can be tested by the record anyway.
 
+    Known plaintext: the attacker has some training faces with what became of them, and opens the test faces by what
+    that teaches, of blocks of pixels and of identity codes. `known_plaintext@N` is the share that a judge accepts as
+    the original, of the attacker who does better: once with a key of its own for each picture, as `keyveil anonymize`
+    gives them, and once under one key for all (`fixed`), as if a nonce came twice.
+
     Args:
         table: A file under configs/compare/.
         out: Folder to write into; by default the comparison's, runs/compare/NAME.
         faces: Test faces of each data set.
-        guesses: Wrong keys a face.
+        guesses: Wrong keys a face; 0 leaves guessing out.
+        pairs: How many known originals the attackers have; an empty list leaves them out.
         seed: Where the keys come from.
         dry_run: Say what would run, and stop.
 
     Raises:
-        ValueError: If there is no face or no guess.
+        ValueError: If there is no face, a number is negative, or there are fewer training faces than pairs.
     """
-    if min(faces, guesses) < 1:
-        raise ValueError(f"attack takes one face and one guess at least, got {faces} and {guesses}")
+    if faces < 1 or guesses < 0 or min(pairs, default=1) < 1:
+        told = f"got {faces}, {guesses} and {pairs}"
+        raise ValueError(f"attack takes faces from 1, guesses from 0 and pairs from 1, {told}")
     console = Console(stderr=True)
     table = configuration(str(table))
     plan = Comparison.read(table)
     out = out or Path("runs/compare") / table.stem
+    judges = {name: build(object, spec, f"judge {name!r}") for name, spec in plan.judges.items()} if pairs else {}
     found: list[Figure] = []
     for data, spec in plan.data.items():
         if dry_run:
-            console.print(f"{data}: {', '.join(plan.methods)}; {faces} faces, {guesses} wrong keys each")
+            console.print(f"{data}: {', '.join(plan.methods)}; {faces} faces, {guesses} wrong keys each, pairs {pairs}")
             continue
         datamodule, whole = test_faces(data, spec, faces)
-        likelihood = FaceLikelihood(_gallery(datamodule))
+        gallery = _gallery(datamodule)
+        if max(pairs, default=0) > len(gallery.image):
+            raise ValueError(f"{data} has {len(gallery.image)} training faces, fewer than {max(pairs)} pairs")
         for name, told in plan.methods.items():
             method, notes = load_method(method_spec(told))
             if not method.reversible or method.key_spec.kind == "none":
@@ -74,25 +89,86 @@ def attack(
                 continue
             with torch.no_grad():
                 method.prepare(datamodule)
-            batches = track(in_batches(whole, plan.batch_size), f"{data}: {name}", console=console)
-            known = [_told_apart(method, batch, KeyRing.from_seed(seed), guesses, likelihood) for batch in batches]
-            by_sign = {sign: torch.cat([part[sign] for part in known]) for sign in known[0]}
-            worst = max(by_sign.values(), key=lambda values: float(values.mean()))
-            figure = dataclasses.replace(
-                Measured("key_guess_auc", "attacked", worst, whole.identity).figure(),
-                method=name,
-                data=data,
-                config=table.as_posix(),
-                commit=commit(),
-                weights=weights_hash(method),
-                seed=seed,
-                steps=notes.get("steps"),
-                size=method.size,
-            )
-            found.append(figure)
-            signs = ", ".join(f"{sign} {float(values.mean()):.3f}" for sign, values in by_sign.items())
-            console.print(f"{data}: {name}: key_guess_auc {cell(figure)}; {signs}", soft_wrap=True)
+            common = {
+                "method": name,
+                "data": data,
+                "config": table.as_posix(),
+                "commit": commit(),
+                "weights": weights_hash(method),
+                "seed": seed,
+                "steps": notes.get("steps"),
+                "size": method.size,
+            }
+            ring, measured = KeyRing.from_seed(seed), []
+            if guesses:
+                likelihood = FaceLikelihood(gallery.image)
+                batches = track(in_batches(whole, plan.batch_size), f"{data}: {name}, guessing", console=console)
+                known = [_told_apart(method, batch, ring, guesses, likelihood) for batch in batches]
+                by_sign = {sign: torch.cat([part[sign] for part in known]) for sign in known[0]}
+                worst = max(by_sign.values(), key=lambda values: float(values.mean()))
+                measured.append(Measured("key_guess_auc", "attacked", worst, whole.identity))
+                signs = ", ".join(f"{sign} {float(values.mean()):.3f}" for sign, values in by_sign.items())
+                console.print(f"{data}: {name}: {signs}", soft_wrap=True)
+            if pairs:
+                for fixed in (False, True):
+                    word = "one key for all" if fixed else "keys of their own"
+                    with console.status(f"{data}: {name}, {max(pairs)} pairs, {word}"):
+                        measured += _by_pairs(method, gallery, whole, ring, sorted(pairs), fixed, judges, plan)
+            for part in measured:
+                figure = dataclasses.replace(part.figure(), **common)
+                found.append(figure)
+                by = f" by {figure.judge}, key {figure.key}" if figure.judge else ""
+                console.print(f"{data}: {name}: {figure.metric}{by}: {cell(figure)}", soft_wrap=True)
             write_whole(out / "attacks.jsonl", "".join(line.to_json() + "\n" for line in found).encode())
+
+
+def _by_pairs(
+    method: ReversibleAnonymizer,
+    gallery: FaceBatch,
+    whole: FaceBatch,
+    ring: KeyRing,
+    counts: list[int],
+    fixed: bool,
+    judges: dict[str, Judge],
+    plan: Comparison,
+) -> list[Measured]:
+    """What known originals teach: a figure for each number of pairs and each judge, of the better attacker."""
+
+    def keys(faces: FaceBatch) -> Tensor:
+        one = ring.right(0)
+        return torch.stack([method.key_spec.numbers(one if fixed else ring.right(int(s))) for s in faces.sample])
+
+    pairs = FaceBatch(*(field[: counts[-1]] for field in method.fit_size(gallery)))
+    # samples are numbered within a data set, so that a pair and a test face never share a key of their own
+    victims = [method.fit_size(batch) for batch in in_batches(whole, plan.batch_size)]
+    received = [received_faces(method, face, keys(face)) for face in victims]
+    joined = FaceBatch(*(torch.cat(fields) for fields in zip(*received, strict=True)))
+    opened = known_plaintext(method, pairs, joined, keys(pairs), counts, plan.batch_size)
+    originals = resize(whole.image, plan.size)
+    figures = []
+    for name, judge in judges.items():
+        threshold = load_calibration(judge).threshold
+        wanted = judge.embed(originals)
+        for count in counts:
+            accepted = [
+                (judge.similarity(judge.embed(resize(images, plan.size)), wanted).diagonal() >= threshold).float()
+                for images in opened[count].values()
+            ]
+            best = max(accepted, key=lambda values: float(values.mean()))
+            figures.append(
+                Measured(
+                    f"known_plaintext@{count}",
+                    "attacked",
+                    best,
+                    whole.identity,
+                    reference="same-image",
+                    key="fixed" if fixed else "none",
+                    judge=name,
+                    judge_weights=judge.weights,
+                    threshold=threshold,
+                )
+            )
+    return figures
 
 
 def _told_apart(
@@ -107,12 +183,12 @@ def _told_apart(
     return {sign: guess_auc(values) for sign, values in signs.items()}
 
 
-def _gallery(datamodule: L.LightningDataModule) -> Tensor:
+def _gallery(datamodule: L.LightningDataModule) -> FaceBatch:
     """Training faces, as many as are asked for or there are."""
-    pictures, count = [], 0
+    found, count = [], 0
     for batch in datamodule.gallery_dataloader():
-        pictures.append(batch.image)
+        found.append(batch)
         count += len(batch.image)
         if count >= GALLERY:
             break
-    return torch.cat(pictures)[:GALLERY]
+    return FaceBatch(*(torch.cat(fields)[:GALLERY] for fields in zip(*found, strict=True)))

@@ -1,10 +1,13 @@
-"""Attackers without the key: what gives the right one away among guesses (ours, after protocol.md)."""
+"""Attackers without the key: what gives it away among guesses, and what pairs teach (ours, after protocol.md)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from datamodules.batch import FaceBatch, face_batch
 from datamodules.detection import Detector
@@ -52,7 +55,7 @@ class FaceLikelihood:
 def guessing_signs(
     method: ReversibleAnonymizer,
     received: FaceBatch,
-    keys: Float[Tensor, "batch guesses length"],
+    keys: Float[Tensor, "batch guesses ..."],
     detector: Detector,
     likelihood: FaceLikelihood,
 ) -> dict[str, Float[Tensor, "batch guesses"]]:
@@ -95,3 +98,104 @@ def received_faces(method: ReversibleAnonymizer, face: FaceBatch, key: Tensor) -
     with torch.no_grad():
         saved = through_file(method.anonymize(face, key), "png")
     return face_batch(saved, attributes=face.attributes[:, : method.attributes])
+
+
+BLOCK = 8  # pixels of the side of the blocks that an attacker learns, as in JPEG
+RIDGE = 1e-2  # of the mean variance
+
+
+def learned_codes(
+    hidden: Float[Tensor, "pairs dim"], shown: Float[Tensor, "pairs dim"], gallery: Float[Tensor, "n dim"]
+) -> Callable[[Float[Tensor, "batch dim"]], Float[Tensor, "batch dim"]]:
+    """What pairs of identity codes teach about a rotation of people: hidden codes → codes of originals.
+
+    Codes are made round by those of other people, whom everybody can get, and the rotation nearest to all pairs is
+    taken (orthogonal Procrustes; Schönemann, 1966).
+
+    Args:
+        hidden: Codes read off anonymized pictures.
+        shown: Codes of their originals.
+        gallery: Codes of other people.
+    """
+    lengths, directions = torch.linalg.eigh(gallery.double().mT @ gallery.double() / len(gallery))
+    kept = lengths > RIDGE * lengths.mean()
+    scale, directions = lengths[kept].sqrt(), directions[:, kept]
+
+    def rounded(codes: Tensor) -> Tensor:
+        return F.normalize(codes.double() @ directions / scale, dim=1)
+
+    left, _, right = torch.linalg.svd(rounded(hidden).mT @ rounded(shown))
+    return lambda codes: F.normalize((rounded(codes) @ left @ right * scale) @ directions.mT, dim=1).to(codes)
+
+
+def learned_blocks(hidden: Image, shown: Image) -> Callable[[Image], Image]:
+    """What pairs of pictures teach about each block of 8 × 8 pixels: anonymized pictures → originals, linearly.
+
+    Ridge regression about the mean of the pairs, so that one pair teaches its original and nothing else.
+
+    Args:
+        hidden: Anonymized pictures ``(N, 3, H, W)`` in [-1, 1]; sides a multiple of 8.
+        shown: Their originals.
+    """
+
+    def blocks(image: Tensor) -> Tensor:  # blocks × pictures × numbers
+        return F.unfold(image.double(), BLOCK, stride=BLOCK).permute(2, 0, 1)
+
+    given, wanted = blocks(hidden), blocks(shown)
+    about, mean = given.mean(1, keepdim=True), wanted.mean(1, keepdim=True)
+    given, wanted = given - about, wanted - mean
+    # the dual form: as many equations as pairs
+    gram = given @ given.mT
+    ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp(min=1e-6) * torch.eye(len(hidden))
+    weights = given.mT @ torch.linalg.solve(gram + ridge.to(gram), wanted)
+
+    def invert(image: Image) -> Image:
+        found = (blocks(image) - about) @ weights + mean
+        return F.fold(found.permute(1, 2, 0), image.shape[2:], BLOCK, stride=BLOCK).clamp(-1, 1).to(image)
+
+    return invert
+
+
+@torch.no_grad()
+def known_plaintext(
+    method: ReversibleAnonymizer,
+    pairs: FaceBatch,
+    received: FaceBatch,
+    keys: Float[Tensor, "pairs ..."],
+    counts: Sequence[int],
+    batch: int = 8,
+) -> dict[int, dict[str, Image]]:
+    """What an attacker makes of received pictures who knows some originals with what became of them.
+
+    Args:
+        method: In eval mode.
+        pairs: Faces whose originals the attacker has.
+        received: Anonymized pictures as they were saved, of other people.
+        keys: Under which the pairs are hidden.
+        counts: How many pairs the attacker has, each at most all of them.
+        batch: Faces at once.
+
+    Returns:
+        By number of pairs and by attacker (``blocks``; ``codes``, where a method knows identity codes) the pictures.
+    """
+    steps = range(0, len(keys), batch)
+    faces = [FaceBatch(*(field[at : at + batch] for field in pairs)) for at in steps]
+    hidden = torch.cat(
+        [received_faces(method, face, keys[at : at + batch]).image for at, face in zip(steps, faces, strict=True)]
+    )
+    shown = pairs.image
+    found: dict[int, dict[str, Image]] = {
+        count: {"blocks": learned_blocks(hidden[:count], shown[:count])(received.image)} for count in counts
+    }
+    if method.code_of(face_batch(received.image[:1])) is None:
+        return found
+
+    def codes(images: Image) -> Tensor:
+        return torch.cat([method.code_of(face_batch(part)) for part in images.split(batch)])
+
+    given, wanted, met = codes(hidden), codes(shown), codes(received.image)
+    for count in counts:
+        guessed = learned_codes(given[:count], wanted[:count], wanted)(met)
+        parts = zip(received.image.split(batch), guessed.split(batch), strict=True)
+        found[count]["codes"] = torch.cat([method.recover_from(face_batch(image), code) for image, code in parts])
+    return found

@@ -51,8 +51,9 @@ REFERENCES = ("same-image", "other-image", "other-key")
 CARRIERS = ("png", "jpeg95", "jpeg75", "jpeg50", "webp80", "half", "noise1", "photo", "latent", "sealed")
 """How the anonymized picture travelled to the one who recovers it."""
 
-KEYS = ("right", "random", "one-bit", "attribute", "cosine-0.5", "cosine-0.9", "cosine-0.99", "none")
-"""The key of a leg; a key of normal numbers has no bit to flip and is tried at a cosine instead."""
+KEYS = ("right", "random", "one-bit", "attribute", "cosine-0.5", "cosine-0.9", "cosine-0.99", "fixed", "none")
+"""The key of a leg; a key of normal numbers has no bit to flip and is tried at a cosine instead. Attackers have none:
+``fixed`` where all pictures share one, as after a nonce that came twice."""
 
 REGIONS = ("picture", "face")
 """Where a figure of a picture is taken: everywhere, or inside the face mask."""
@@ -61,8 +62,8 @@ IDENTITY_METRICS = frozenset({"tar@far=1e-3", "similarity", "rank1", "id_distanc
 """Figures that mean nothing without a judge and a reference."""
 
 SHARES = frozenset(
-    {"tar@far=1e-3", "rank1", "bit_exact", "diversity", "detected", "inverter_tar", "adaptive_tar"}
-    | {"expression_agree", "gender_agree", "attribute_agree"}
+    {"tar@far=1e-3", "rank1", "bit_exact", "diversity", "detected"}
+    | {"known_plaintext@N", "inverter_tar", "adaptive_tar", "expression_agree", "gender_agree", "attribute_agree"}
 )
 """Figures that are shares of faces, shown in percent."""
 
@@ -77,6 +78,11 @@ _PERCEPTUAL = frozenset({"psnr", "ssim", "ms_ssim", "lpips", "pieapp", "lpips_sq
 def _metric_word(metric: str) -> str:
     """``known_plaintext@10`` → ``known_plaintext@N``; every other name as it is."""
     return re.sub(r"^known_plaintext@[1-9]\d*$", "known_plaintext@N", metric)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a figure is a share of faces."""
+    return _metric_word(metric) in SHARES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +265,7 @@ def arrow(metric: str, leg: str | None = None, reference: str | None = None) -> 
 
 
 def _number(metric: str, value: float | int) -> str:
-    if metric in SHARES or metric.startswith("known_plaintext@"):
+    if is_share(metric):
         return f"{100 * value:.1f}"
     if metric in ("flops", "params", "peak_memory"):
         for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -281,7 +287,7 @@ def cell(figure: Figure, interval: bool = True) -> str:
     if figure.value is None:
         return f"n/a ({figure.why})"
     text = _number(figure.metric, figure.value)
-    if figure.metric in SHARES or figure.metric.startswith("known_plaintext@"):
+    if is_share(figure.metric):
         text += " %"
     if interval and figure.low is not None and figure.high is not None:
         text += f" [{_number(figure.metric, figure.low)}, {_number(figure.metric, figure.high)}]"

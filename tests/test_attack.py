@@ -4,15 +4,27 @@ import json
 
 import pytest
 import torch
+from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
 from scipy.stats import multivariate_normal
 
-from datamodules.batch import face_batch
+from datamodules.batch import FaceBatch, face_batch
 from datamodules.detection import Detection
 from experiments import attack as room
 from experiments.attack import attack
 from experiments.report_run import Run
+from flows.conjugate import Conjugate
 from lightning_modules.anonymizer import ReversibleAnonymizer
-from lightning_modules.attackers import FaceLikelihood, guess_auc, guessing_signs, received_faces
+from lightning_modules.attackers import (
+    FaceLikelihood,
+    guess_auc,
+    guessing_signs,
+    known_plaintext,
+    learned_blocks,
+    learned_codes,
+    received_faces,
+)
+from lightning_modules.calibration import Calibration
+from lightning_modules.ifadit import IFADITTransform
 from lightning_modules.keys import KeySpec
 from lightning_modules.protocol import read_results
 
@@ -47,6 +59,22 @@ class Marked(Negative):
 
     def recover(self, face, key):
         return face.image
+
+
+class Signs(ReversibleAnonymizer):
+    """Each pixel's sign by the key."""
+
+    size, key_spec = 64, KeySpec("bits", 3 * 64 * 64)
+
+    def anonymize(self, face, key):
+        return face.image * key.view(-1, 3, 64, 64)
+
+    recover = anonymize
+
+
+class ManyFaces(NoiseFaces):
+    def __init__(self):
+        super().__init__(count=300)
 
 
 KEYS = torch.tensor([[1.0, 1, 1, 1], [-1, 1, 1, 1], [1, -1, 1, 1]])
@@ -84,6 +112,94 @@ def test_likelihood_of_all_components_is_the_gaussian():
         FaceLikelihood(faces[:1])
 
 
+def test_pairs_of_codes_teach_a_rotation_of_people_and_one_pair_does_not():
+    generator = torch.Generator().manual_seed(0)
+    people = torch.randn(400, 24, generator=generator) * torch.linspace(0.2, 2, 24)
+    people = torch.nn.functional.normalize(people, dim=1)
+    flow = Conjugate(24, 24).fit_(people, shrink=0.0)
+    key = torch.linalg.qr(torch.randn(1, 24, 24, generator=generator))[0].expand(400, 24, 24)
+    hidden = flow(people, key)[0]
+
+    def agreement(count):
+        guessed = learned_codes(hidden[:count], people[:count], people)(hidden[200:])
+        return float((guessed * people[200:]).sum(1).mean())
+
+    assert agreement(100) > 0.99
+    assert agreement(1) < 0.4
+
+
+def test_pairs_of_pictures_teach_what_is_linear_in_blocks():
+    generator = torch.Generator().manual_seed(0)
+    shown = torch.rand(300, 3, 16, 16, generator=generator) * 2 - 1
+    signs = torch.randint(0, 2, (1, 3, 16, 16), generator=generator) * 2.0 - 1
+    hidden = shown * signs
+
+    def error(count):
+        return float((learned_blocks(hidden[:count], shown[:count])(hidden[250:]) - shown[250:]).abs().mean())
+
+    assert error(250) < 0.1
+    assert error(1) > 0.4
+    lone = learned_blocks(hidden[:1], shown[:1])(hidden[1:2])
+    torch.testing.assert_close(lone, shown[:1])  # one pair teaches its original and nothing else
+
+
+@pytest.mark.parametrize(("fixed", "sees"), [(True, True), (False, False)])
+def test_known_originals_help_where_a_key_comes_twice(fixed, sees):
+    """Under keys of their own, what is known of some pictures says nothing of others."""
+    method, faces = Signs().eval(), NoiseFaces(count=400).whole()
+    keys = method.key_spec.random(400, torch.Generator().manual_seed(0))
+    keys = keys[:1].expand(400, -1) if fixed else keys
+    known, others = (FaceBatch(*(field[part] for field in faces)) for part in (slice(0, 380), slice(380, 400)))
+    received = received_faces(method, others, keys[380:])
+    opened = known_plaintext(method, known, received, keys[:380], [10, 380])
+    assert set(opened[380]) == {"blocks"}
+
+    def alike(images):
+        return float(torch.corrcoef(torch.stack([images.flatten(), others.image.flatten()]))[0, 1])
+
+    assert (alike(opened[380]["blocks"]) > 0.9) == sees
+    if not sees:
+        assert alike(opened[380]["blocks"]) < 0.1
+    assert alike(opened[10]["blocks"]) < max(0.1, alike(opened[380]["blocks"]))
+
+
+def test_a_method_with_codes_is_attacked_through_them_too():
+    torch.manual_seed(0)
+    method = IFADITTransform(
+        LinearGenerator(), LinearRecognizer(), Conjugate(512, 16), size=64, width=8, blocks=1, live_rows=4
+    ).eval()
+    faces = NoiseFaces(count=60)
+    with torch.no_grad():
+        method.prepare(faces)
+    whole = faces.whole()
+    keys = method.key_spec.random(1).expand(60, -1, -1)
+    received = received_faces(method, FaceBatch(*(field[50:] for field in whole)), keys[50:])
+    known = FaceBatch(*(field[:50] for field in whole))
+    opened = known_plaintext(method, known, received, keys[:50], [50])
+    assert set(opened[50]) == {"blocks", "codes"}
+    assert opened[50]["codes"].shape == (10, 3, 64, 64)
+
+
+def test_the_verb_tells_pairs_under_one_key_from_pairs_under_their_own(tmp_path, monkeypatch):
+    threshold = Calibration(threshold=0.9, far=1e-3, pairs=1000, low=0.8, high=0.95)
+    monkeypatch.setattr(room, "load_calibration", lambda judge: threshold)
+    monkeypatch.chdir(tmp_path)
+    plan = {
+        "judges": {"linear": {"class_path": "test_compare.LinearJudge"}},
+        "data": {"noise": {"class_path": "test_attack.ManyFaces"}},
+        "methods": {"signs": {"class_path": "test_attack.Signs"}},
+    }
+    (tmp_path / "c.yaml").write_text(json.dumps(plan))
+    attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[300, 1])
+    figures = read_results(tmp_path / "runs" / "compare" / "c" / "attacks.jsonl")
+    value = {(figure.metric, figure.key): figure.value for figure in figures}
+    assert set(value) == {(f"known_plaintext@{n}", key) for n in (1, 300) for key in ("none", "fixed")}
+    assert value["known_plaintext@300", "fixed"] == 1
+    assert value["known_plaintext@300", "none"] < 1
+    with pytest.raises(ValueError, match="fewer than 301 pairs"):
+        attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[301])
+
+
 def test_the_verb_writes_figures_that_a_report_reads(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(room, "default_detector", FindsBright)
     monkeypatch.chdir(tmp_path)
@@ -99,7 +215,7 @@ def test_the_verb_writes_figures_that_a_report_reads(tmp_path, monkeypatch, caps
     (tmp_path / "c.yaml").write_text(json.dumps(plan))
     attack(tmp_path / "c.yaml", faces=6, guesses=4, dry_run=True)
     assert not (tmp_path / "runs").exists()
-    attack(tmp_path / "c.yaml", faces=6, guesses=4)
+    attack(tmp_path / "c.yaml", faces=6, guesses=4, pairs=[])
     out = tmp_path / "runs" / "compare" / "c"
     figures = {figure.method: figure for figure in read_results(out / "attacks.jsonl")}
     assert set(figures) == {"negative", "marked"}
@@ -108,5 +224,5 @@ def test_the_verb_writes_figures_that_a_report_reads(tmp_path, monkeypatch, caps
     assert "blur has no key" in capsys.readouterr().err
     (out / "run.json").write_text(json.dumps({"rows": [], "failures": [], "judges": []}))
     assert Run(out).methods == ["negative", "marked"]
-    with pytest.raises(ValueError, match="one guess"):
-        attack(tmp_path / "c.yaml", guesses=0)
+    with pytest.raises(ValueError, match="guesses from 0"):
+        attack(tmp_path / "c.yaml", guesses=-1)

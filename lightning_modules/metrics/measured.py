@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_modules.anonymizer import RoundTrip
-from lightning_modules.protocol import SHARES, Figure
+from lightning_modules.protocol import Figure, is_share
 
 DRAWS = 1000
 """Bootstrap resamples behind an interval."""
@@ -70,7 +70,7 @@ class Measured(NamedTuple):
             return Figure(**words, value=None, why="the values are not finite", n=n)
         if self.person is None:
             return Figure(**words, value=value, n=n)
-        low, high = interval(self.values, self.person, share=self.metric in SHARES)
+        low, high = interval(self.values, self.person, share=is_share(self.metric))
         return Figure(**words, value=value, low=low, high=high, n=n)
 
 
