@@ -70,7 +70,7 @@ GLOSSARY: dict[str, Entry] = {
     "hair_shift": Entry("hair change", "Change of colour in the region of the hair."),
     "known_plaintext@N": Entry(
         "known plaintext",
-        "Share opened by an attacker who holds N pairs of original and anonymized face, but no key.",
+        "Share accepted after an attacker undid it who holds N pairs of original and anonymized face, but no key.",
     ),
     "key_guess_auc": Entry(
         "key guessing (AUC)",

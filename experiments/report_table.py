@@ -179,8 +179,8 @@ def _title(figure: Figure) -> tuple[str, str]:
     leg = LEGS[figure.leg] if figure.leg else "the method"
     by_file = figure.carrier not in (None, "png")
     section = f"{leg}, through {figure.carrier}" if by_file else leg
-    key = figure.key if figure.leg == "wrongly_recovered" else None
-    words = [figure.judge, figure.reference, f"{key} key" if key == "random" else key]
+    key = figure.key if figure.leg == "wrongly_recovered" or figure.key == "fixed" else None
+    words = [figure.judge, figure.reference, {"random": "random key", "fixed": "one key for all"}.get(key, key)]
     words += ["inside the face mask"] if figure.region == "face" else []
     head = f"{entry(figure.metric).title} {arrow(figure.metric, figure.leg, figure.reference)}".rstrip()
     return section, ", ".join(word for word in (head, *words) if word)
