@@ -71,3 +71,15 @@ def layout(image: Float[Tensor, "batch 3 h w"], target: Float[Tensor, "batch 3 h
 def room(painted: Float[Tensor, "batch 3 h w"], brightest: float = 0.8) -> Tensor:
     """Mean of what lies beyond ``±brightest`` of a painted face: a texture laid on it would be clipped there (ours)."""
     return F.relu(painted.abs() - brightest).mean()
+
+
+def sameness(
+    one: Float[Tensor, "batch 3 h w"], two: Float[Tensor, "batch 3 h w"], usual: Float[Tensor, " batch"]
+) -> Tensor:
+    """By how much the L1 of two passwords' faces falls short of that of two people, in shares of it (ours).
+
+    After mode seeking (Mao et al., CVPR 2019), which has no end. A classifier can be told that two faces differ by what
+    nobody sees; that pixels differ as much as two people's, under the same light and pose, cannot be faked.
+    """
+    apart = (one - two).abs().mean((1, 2, 3))
+    return F.relu(1 - apart / usual.clamp(min=1e-3)).mean()

@@ -58,6 +58,7 @@ class SDNWeights:
     adversarial: float = 5.0
     attributes: float = 1.0
     triplet: float = 1.0
+    diversity: float = 0.0
     recovered_information: float = 0.01
     hidden_information: float = 0.01
     password: float = 1.0
@@ -67,6 +68,7 @@ class Legs(NamedTuple):
     """The pictures of one training step; ``wrong`` and ``lost`` where wrong factors are tried.
 
     ``painted`` is the anonymized face without its texture: a discriminator that sees the texture sees nothing else.
+    ``painted_other`` is that of another password.
     ``lost`` is the face that wrong factors paint, which opening with them is to end in.
     """
 
@@ -74,6 +76,7 @@ class Legs(NamedTuple):
     anonymized: Tensor
     recovered: Tensor
     other: Tensor
+    painted_other: Tensor
     wrong: Tensor | None
     lost: Tensor | None
     again: Tensor
@@ -309,7 +312,10 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
             self.descend(judged, discriminator, batch_idx)
         with self.turn_of(generator):
             original, one, two = (self.classifier(x) for x in (face.image, *painted))
-            terms = self._looks(face, painted, asked) | {"triplet": _far(original, one) + _far(one, two)}
+            terms = self._looks(face, painted, asked) | {
+                "triplet": _far(original, one) + _far(one, two),
+                "diversity": self._sameness(face.image, *painted),
+            }
             weighted = sum(getattr(self.weights, name) * term for name, term in terms.items())
             self.descend(weighted, generator, batch_idx, counts=True)
         return terms | {"discriminator": judged}
@@ -331,6 +337,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
 
     def _legs(self, image: Tensor, factors: Tensor, other: Tensor, wrong_factors: Tensor) -> Legs:
         painted, anonymized = self._hide(image, factors)
+        painted_other, anonymized_other = self._hide(image, other)
         received = send_straight(anonymized.detach(), self.jpeg, self.global_step, self.jpeg_quality)
         recovered, _ = self._open(received, factors)
         wrong, lost = self._open(received, wrong_factors) if self.wrong_factors else (None, None)
@@ -338,7 +345,8 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
             painted=painted,
             anonymized=anonymized,
             recovered=recovered,
-            other=self._hide(image, other)[1],
+            other=anonymized_other,
+            painted_other=painted_other,
             wrong=wrong,
             lost=lost,
             again=self._hide(recovered, factors)[1] if self.weights.cycle else anonymized,
@@ -410,6 +418,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
             "cycle": F.l1_loss(legs.again, legs.anonymized),
             "surrogate": surrogate,
             "triplet": apart,
+            "diversity": self._sameness(image, legs.painted, legs.painted_other),
             "recovered_information": -likely,
             "hidden_information": ramp * hidden,
             "password": F.binary_cross_entropy_with_logits(self.password_head(image, legs.anonymized), (bits + 1) / 2),
@@ -427,6 +436,13 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
             "adversarial": sum(F.softplus(-score).mean() for score, _ in judged) / len(judged),
             "attributes": attributes,
         }
+
+    def _sameness(self, image: Tensor, one: Tensor, two: Tensor) -> Tensor:
+        """How much less two painted faces differ than two people of the batch would in this one's place."""
+        with torch.no_grad():
+            strangers = [self._within(image, with_means_of(image, image.roll(shift, 0))) for shift in (1, 2)]
+            usual = (strangers[0] - strangers[1]).abs().mean((1, 2, 3))
+        return losses.sameness(one, two, usual)
 
     def configure_optimizers(self) -> Any:
         """Adam (0.5, 0.999) for the generator, the discriminator, the classifier and the estimators."""
