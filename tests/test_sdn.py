@@ -174,7 +174,7 @@ def test_the_classifier_searches_for_the_original_person_in_what_was_made_of_the
     torch.manual_seed(0)
     face, method = NoiseFaces(count=4).whole(), small()
     made = torch.rand(4, 3, 64, 64, requires_grad=True)
-    legs = Legs(made, made, made, made, wrong=made, lost=made, again=made)
+    legs = Legs(made, made, made, made, made, wrong=made, lost=made, again=made)
 
     def found(**options):
         method.pursuit = options.get("pursuit", 0.5)
@@ -194,6 +194,22 @@ def test_layout_is_what_a_small_picture_shows():
     image, target = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
     means = (image - target).reshape(2, 3, 16, 4, 16, 4).mean((3, 5))
     torch.testing.assert_close(losses.layout(image, target), means.abs().mean())
+
+
+def test_two_passwords_are_to_differ_as_much_as_two_people():
+    one, two = torch.rand(3, 3, 64, 64), torch.rand(3, 3, 64, 64)
+    usual = torch.tensor([0.1, 1.0, 2.0])
+    short = [max(0.0, 1 - float((a - b).abs().mean()) / float(u)) for a, b, u in zip(one, two, usual, strict=True)]
+    assert short[0] == 0 < short[1] < short[2]
+    torch.testing.assert_close(losses.sameness(one, two, usual), torch.tensor(sum(short) / 3))
+
+
+def test_the_two_people_are_put_where_the_face_is():
+    torch.manual_seed(0)
+    method, image = small(window=True), torch.rand(4, 3, 64, 64) * 2 - 1
+    placed = [method._within(image, texture.with_means_of(image, image.roll(shift, 0))) for shift in (1, 2)]
+    torch.testing.assert_close(method._sameness(image, *placed), torch.tensor(0.0), atol=1e-6, rtol=0)
+    assert method._sameness(image, placed[0], placed[0]) == 1
 
 
 def test_a_margin_keeps_its_slope_in_bfloat16():
