@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,7 @@ class _Run:
         """Walk data sets and methods; a failure ends one pair, not the run."""
         plan = self.plan
         with Progress(console=self.console) as progress:
+            self.progress = progress
             task = progress.add_task("compare", total=len(plan.data) * len(plan.methods))
             for data, spec in plan.data.items():
                 try:
@@ -259,19 +261,26 @@ class _Run:
             shutil.rmtree(folder, ignore_errors=True)
             write_whole(mark, fingerprint)
         others, tries = (self.plan.other_keys, self.plan.wrong_keys) if carrier == "png" else (1, 1)
-        hiding = hide_into(folder, method, batches, comparison_secret(self.plan.seed), self.plan.seed, carrier, others)
+        faces, seed = sum(len(batch.image) for batch in batches), self.plan.seed
+        with self._bar(f"hiding, {carrier}", faces) as tell:
+            hiding = hide_into(folder, method, batches, comparison_secret(seed), seed, carrier, others, tell)
         guard.unchanged()
-        opening = recover_elsewhere(folder, spec, method, self.plan.seed, tries) if method.reversible else None
+        opening = None
+        if method.reversible:
+            with self._bar(f"opening, {carrier}", faces) as tell:
+                opening = recover_elsewhere(folder, spec, method, seed, tries, tell)
         near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
         metrics: list[RoundTripMetric] = [PictureQuality(lpips=True, near_key=near)]
         metrics += [IdentityScores(j, self.thresholds[n].threshold, near) for n, j in self.judges.items()]
         if carrier == "png":
             metrics += [FacesDetected(default_detector()), Pollution()]
         guard.judge(read_trip(folder, batch, self.plan.size) for batch in batches)
-        for batch in batches:
-            trip = read_trip(folder, batch, self.plan.size)
-            for metric in metrics:
-                metric.update(trip)
+        with self._bar(f"judging, {carrier}", faces) as tell:
+            for number, batch in enumerate(batches, start=1):
+                trip = read_trip(folder, batch, self.plan.size)
+                for metric in metrics:
+                    metric.update(trip)
+                tell(round(faces * number / len(batches)))
         figures = [figure for metric in metrics for figure in metric.figures()]
         figures = [dataclasses.replace(f, carrier=carrier) for f in figures]
         if carrier == "png":
@@ -283,6 +292,15 @@ class _Run:
             params = sum(p.numel() for p in method.parameters())
             figures.append(Figure(metric="params", value=float(params), n=1, carrier=None, key=None))
         return figures
+
+    @contextmanager
+    def _bar(self, what: str, faces: int) -> Iterator[Callable[[int], None]]:
+        """A bar below that of the pairs; hands out what moves it to a number of faces."""
+        task = self.progress.add_task(f"  {what}", total=faces)
+        try:
+            yield lambda done: self.progress.update(task, completed=done)
+        finally:
+            self.progress.remove_task(task)
 
     def _check_judges(self, method: ReversibleAnonymizer) -> None:
         for name, judge in self.judges.items():

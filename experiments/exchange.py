@@ -32,11 +32,13 @@ def hide_into(
     seed: int,
     carrier: str,
     other_keys: int = 1,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> Speed:
     """Anonymize faces into ``folder``: one file a face, and ``header.json``, which is all that recovery gets.
 
     Faces are also hidden under other keys (``other/``, ``other-2/`` …), for diversity, and inverted where the method
-    can. Pictures that lie there already are left as they are, so that a run goes on where it was stopped.
+    can. Pictures that lie there already are left as they are, so that a run goes on where it was stopped. After each
+    batch ``tell`` hears how many faces are done.
 
     Returns:
         Faces anonymized, and the seconds that took over all runs, without keys and files.
@@ -54,6 +56,7 @@ def hide_into(
     draws: dict[str, Any] = {"anonymized": keys.right}
     if method.key_spec.kind != "none":
         draws |= {leg: partial(keys.other, index=at) for at, leg in enumerate(_legs("other", other_keys))}
+    done = 0
     for batch in batches:
         face = method.fit_size(batch)
         with torch.no_grad():
@@ -62,6 +65,7 @@ def hide_into(
                 _fill(folder / leg, batch.sample, carrier, hide)
             _fill(folder / "inverted", batch.sample, "png", partial(method.invert, face))
         speed.keep(folder / "hiding.json")
+        tell(done := done + len(batch.image))
     described = {
         "header": header.to_dict(),
         "carrier": carrier,

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,12 @@ from lightning_modules.anonymizer import ReversibleAnonymizer
 
 
 def recover_elsewhere(
-    folder: Path, spec: dict[str, Any], method: ReversibleAnonymizer, seed: int, wrong_keys: int = 1
+    folder: Path,
+    spec: dict[str, Any],
+    method: ReversibleAnonymizer,
+    seed: int,
+    wrong_keys: int = 1,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> Speed:
     """As :func:`~experiments.exchange.recover_from`, by another process.
 
@@ -34,6 +40,7 @@ def recover_elsewhere(
         method: The method, whose tensors hiding must have left as they were; they go along.
         seed: Of the comparison.
         wrong_keys: As of :func:`~experiments.exchange.recover_from`.
+        tell: Hears every second how many faces were recovered.
 
     Raises:
         RuntimeError: If the method cannot open the files so, with the last that the process said.
@@ -49,18 +56,39 @@ def recover_elsewhere(
             "seed": seed,
             "wrong_keys": wrong_keys,
         }
-        done = subprocess.run(
+        with subprocess.Popen(
             [sys.executable, "-m", "experiments.opening"],
-            input=json.dumps(order),
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            check=False,
-        )
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
+        ) as process:
+            try:
+                told, errors = _talk(process, json.dumps(order), lambda: tell(_recovered(folder)))
+            except BaseException:  # also Ctrl-C: it does not go on alone
+                process.kill()
+                raise
+    if process.returncode:
+        said = [line for line in errors.splitlines() if line.strip()]
         raise RuntimeError(f"a process that has files and key alone cannot recover: {said[-1] if said else 'it died'}")
-    return Speed(**json.loads(done.stdout.splitlines()[-1]))
+    return Speed(**json.loads(told.splitlines()[-1]))
+
+
+def _talk(process: subprocess.Popen[str], order: str, meanwhile: Callable[[], None]) -> tuple[str, str]:
+    """Give an order, and wait for what is said on standard output and standard error."""
+    given: str | None = order
+    while True:
+        try:
+            return process.communicate(given, timeout=1)
+        except subprocess.TimeoutExpired:
+            given = None  # it was given
+            meanwhile()
+
+
+def _recovered(folder: Path) -> int:
+    """How many faces were recovered so far."""
+    return len(list((folder / "recovered").glob("[0-9]*")))
 
 
 def main() -> int:

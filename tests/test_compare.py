@@ -170,7 +170,9 @@ def test_a_stopped_exchange_goes_on_where_it_was(tmp_path, monkeypatch):
     batches = [FaceBatch(*(field[at : at + 2] for field in faces)) for at in (0, 2)]
 
     def run() -> tuple[dict[Path, bytes], int, int]:
-        hiding = hide_into(tmp_path, method, batches, Secret("one"), 0, "png")
+        told = []
+        hiding = hide_into(tmp_path, method, batches, Secret("one"), 0, "png", tell=told.append)
+        assert told == [2, 4]
         opening = recover_from(tmp_path, method, Secret("one"), batch_size=2)
         return {path: path.read_bytes() for path in tmp_path.rglob("*.png")}, hiding.faces, opening.faces
 
