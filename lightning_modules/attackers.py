@@ -156,12 +156,46 @@ def learned_blocks(hidden: Image, shown: Image) -> Callable[[Image], Image]:
     return invert
 
 
+def adapted(
+    hidden: Float[Tensor, "pairs dim"], shown: Float[Tensor, "pairs dim"]
+) -> Callable[[Float[Tensor, "batch dim"]], Float[Tensor, "batch dim"]]:
+    """What pairs teach a judge: its embeddings of anonymized faces → where their originals' would lie.
+
+    Ridge regression of what is added to an embedding. How much the pairs are believed is what serves every fourth of
+    them best when it is left out; where they teach nothing, embeddings stay as they are.
+
+    Args:
+        hidden: Embeddings of anonymized faces, four or more.
+        shown: Those of their originals.
+
+    Raises:
+        ValueError: If there are fewer than four pairs.
+    """
+    if len(hidden) < 4:
+        raise ValueError(f"a judge is adapted by four pairs at least, got {len(hidden)}")
+    given, missing = hidden.double(), (shown - hidden).double()
+
+    def fitted(doubt: float, rows: Tensor) -> Tensor:
+        gram = given[rows].mT @ given[rows]
+        ridge = doubt * gram.diagonal().mean().clamp(min=1e-9) * torch.eye(len(gram), dtype=gram.dtype)
+        return torch.linalg.solve(gram + ridge, given[rows].mT @ missing[rows])
+
+    left_out = torch.arange(len(given)) % 4 == 0
+
+    def error(doubt: float) -> float:
+        return float((given[left_out] @ fitted(doubt, ~left_out) - missing[left_out]).square().mean())
+
+    doubts = [10.0**power for power in range(-3, 5)]
+    weights = fitted(min(doubts, key=error), torch.ones_like(left_out))
+    return lambda codes: (codes.double() + codes.double() @ weights).to(codes)
+
+
 @torch.no_grad()
 def known_plaintext(
     method: ReversibleAnonymizer,
-    pairs: FaceBatch,
-    received: FaceBatch,
-    keys: Float[Tensor, "pairs ..."],
+    shown: Float[Tensor, "pairs 3 height width"],
+    hidden: Float[Tensor, "pairs 3 height width"],
+    received: Image,
     counts: Sequence[int],
     batch: int = 8,
 ) -> dict[int, dict[str, Image]]:
@@ -169,33 +203,27 @@ def known_plaintext(
 
     Args:
         method: In eval mode.
-        pairs: Faces whose originals the attacker has.
-        received: Anonymized pictures as they were saved, of other people.
-        keys: Under which the pairs are hidden.
+        shown: Originals that the attacker has.
+        hidden: What became of them, as it was saved.
+        received: Anonymized pictures of other people, as they were saved.
         counts: How many pairs the attacker has, each at most all of them.
         batch: Faces at once.
 
     Returns:
         By number of pairs and by attacker (``blocks``; ``codes``, where a method knows identity codes) the pictures.
     """
-    steps = range(0, len(keys), batch)
-    faces = [FaceBatch(*(field[at : at + batch] for field in pairs)) for at in steps]
-    hidden = torch.cat(
-        [received_faces(method, face, keys[at : at + batch]).image for at, face in zip(steps, faces, strict=True)]
-    )
-    shown = pairs.image
     found: dict[int, dict[str, Image]] = {
-        count: {"blocks": learned_blocks(hidden[:count], shown[:count])(received.image)} for count in counts
+        count: {"blocks": learned_blocks(hidden[:count], shown[:count])(received)} for count in counts
     }
-    if method.code_of(face_batch(received.image[:1])) is None:
+    if method.code_of(face_batch(received[:1])) is None:
         return found
 
     def codes(images: Image) -> Tensor:
         return torch.cat([method.code_of(face_batch(part)) for part in images.split(batch)])
 
-    given, wanted, met = codes(hidden), codes(shown), codes(received.image)
+    given, wanted, met = codes(hidden), codes(shown), codes(received)
     for count in counts:
         guessed = learned_codes(given[:count], wanted[:count], wanted)(met)
-        parts = zip(received.image.split(batch), guessed.split(batch), strict=True)
+        parts = zip(received.split(batch), guessed.split(batch), strict=True)
         found[count]["codes"] = torch.cat([method.recover_from(face_batch(image), code) for image, code in parts])
     return found

@@ -16,6 +16,7 @@ from flows.conjugate import Conjugate
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.attackers import (
     FaceLikelihood,
+    adapted,
     guess_auc,
     guessing_signs,
     known_plaintext,
@@ -150,8 +151,9 @@ def test_known_originals_help_where_a_key_comes_twice(fixed, sees):
     keys = method.key_spec.random(400, torch.Generator().manual_seed(0))
     keys = keys[:1].expand(400, -1) if fixed else keys
     known, others = (FaceBatch(*(field[part] for field in faces)) for part in (slice(0, 380), slice(380, 400)))
-    received = received_faces(method, others, keys[380:])
-    opened = known_plaintext(method, known, received, keys[:380], [10, 380])
+    received = received_faces(method, others, keys[380:]).image
+    hidden = received_faces(method, known, keys[:380]).image
+    opened = known_plaintext(method, known.image, hidden, received, [10, 380])
     assert set(opened[380]) == {"blocks"}
 
     def alike(images):
@@ -173,11 +175,24 @@ def test_a_method_with_codes_is_attacked_through_them_too():
         method.prepare(faces)
     whole = faces.whole()
     keys = method.key_spec.random(1).expand(60, -1, -1)
-    received = received_faces(method, FaceBatch(*(field[50:] for field in whole)), keys[50:])
-    known = FaceBatch(*(field[:50] for field in whole))
-    opened = known_plaintext(method, known, received, keys[:50], [50])
+    hidden = received_faces(method, whole, keys).image
+    opened = known_plaintext(method, whole.image[:50], hidden[:50], hidden[50:], [50])
     assert set(opened[50]) == {"blocks", "codes"}
     assert opened[50]["codes"].shape == (10, 3, 64, 64)
+
+
+def test_a_judge_is_adapted_by_what_pairs_have_in_common_and_by_nothing_else():
+    generator = torch.Generator().manual_seed(0)
+    shown, noise = (torch.randn(240, 16, generator=generator) for _ in range(2))
+    turned = shown @ torch.linalg.qr(torch.randn(16, 16, generator=generator))[0]
+    known, tested = slice(0, 200), slice(200, 240)
+    torch.testing.assert_close(adapted(turned[known], shown[known])(turned[tested]), shown[tested], atol=0.02, rtol=0)
+    kept = adapted(shown[known], shown[known])(noise[tested])
+    torch.testing.assert_close(kept, noise[tested], atol=1e-3, rtol=0)
+    taught = adapted(noise[known], shown[known])(noise[tested])  # what has nothing in common is drawn to the mean
+    assert (taught - shown[tested]).square().mean() < 1.2 * shown[tested].square().mean()
+    with pytest.raises(ValueError, match="four pairs"):
+        adapted(shown[:3], shown[:3])
 
 
 def test_the_verb_tells_pairs_under_one_key_from_pairs_under_their_own(tmp_path, monkeypatch):
@@ -193,7 +208,9 @@ def test_the_verb_tells_pairs_under_one_key_from_pairs_under_their_own(tmp_path,
     attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[300, 1])
     figures = read_results(tmp_path / "runs" / "compare" / "c" / "attacks.jsonl")
     value = {(figure.metric, figure.key): figure.value for figure in figures}
-    assert set(value) == {(f"known_plaintext@{n}", key) for n in (1, 300) for key in ("none", "fixed")}
+    known = {(f"known_plaintext@{n}", key) for n in (1, 300) for key in ("none", "fixed")}
+    assert set(value) == known | {("adaptive_tar", "none")}
+    assert value["adaptive_tar", "none"] is None  # thirty pairs of strangers
     assert value["known_plaintext@300", "fixed"] == 1
     assert value["known_plaintext@300", "none"] < 1
     with pytest.raises(ValueError, match="fewer than 301 pairs"):
