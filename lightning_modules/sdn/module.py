@@ -439,10 +439,11 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
 
     def _sameness(self, image: Tensor, one: Tensor, two: Tensor) -> Tensor:
         """How much less two painted faces differ than two people of the batch would in this one's place."""
+        if not self.weights.diversity:
+            return image.new_zeros(())
         with torch.no_grad():
             strangers = [self._within(image, with_means_of(image, image.roll(shift, 0))) for shift in (1, 2)]
-            usual = (strangers[0] - strangers[1]).abs().mean((1, 2, 3))
-        return losses.sameness(one, two, usual)
+        return losses.sameness(one, two, losses.apart(*strangers))
 
     def configure_optimizers(self) -> Any:
         """Adam (0.5, 0.999) for the generator, the discriminator, the classifier and the estimators."""
