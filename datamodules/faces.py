@@ -114,13 +114,15 @@ class FaceDataModule(L.LightningDataModule):
         return {person: number for number, person in enumerate(name for names in people for name in names)}
 
     def people(self, split: Split) -> dict[int, str]:
-        """Number → mark of each person of a split: 12 hexadecimal digits of SHA-256 over data set and name.
+        """Number → mark of each person of a split: data set, colon, and 12 hexadecimal digits of the name's SHA-256.
 
-        By marks a method's training people are told from those it is tested on, and nobody's name goes with it.
+        By marks a method's training people are told from those it is tested on, within one data set. They are no
+        secret: who has a list of names finds out who is in it. Who may be in two data sets is for ``keyveil data
+        overlap`` to find.
         """
         names = {picture.person for picture in self.chosen[split]}
-        marks = {name: sha256(f"person {self.faces.name} {name}".encode()).hexdigest()[:12] for name in names}
-        return {self.identities[name]: mark for name, mark in marks.items()}
+        digest = {name: sha256(f"person {self.faces.name} {name}".encode()).hexdigest()[:12] for name in names}
+        return {self.identities[name]: f"{self.faces.name}:{mark}" for name, mark in digest.items()}
 
     @property
     def num_identities(self) -> int:

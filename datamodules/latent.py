@@ -77,9 +77,9 @@ class LatentDataModule(L.LightningDataModule):
         """All codes, in order."""
         return DataLoader(self.codes(), self.batch_size)
 
-    def people(self, split: Split) -> dict[int, str]:
-        """Number → mark of each person of a split, as of the faces."""
-        return self.faces.people(split)
+    def people(self, split: Split) -> dict[int, str] | None:
+        """Number → mark of each person of a split, as of the faces; ``None`` where they have no marks."""
+        return self.faces.people(split) if hasattr(self.faces, "people") else None
 
     def val_dataloader(self) -> list[Any]:
         """None: figures are taken on pictures."""

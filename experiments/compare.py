@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from datamodules.files import write_whole
 from experiments.build import build, configuration, load_method, method_spec, read_yaml
 from experiments.embeddings import Remembering
 from experiments.exchange import comparison_secret, hide_into, read_trip
-from experiments.guards import Guard
+from experiments.guards import Guard, check_judges
 from experiments.opening import recover_elsewhere
 from experiments.provenance import code_digest, commit, file_digest, versions
 from experiments.report import write_report
@@ -45,7 +46,7 @@ from lightning_modules.metrics.recovery import PictureQuality
 from lightning_modules.metrics.utility import FacesDetected
 from lightning_modules.protocol import Figure, append_results
 from lightning_modules.trained import weights_hash
-from lightning_modules.weights import WeightsError
+from lightning_modules.weights import WeightsError, card, cards
 
 
 @dataclasses.dataclass
@@ -141,7 +142,11 @@ class _Run:
         self.started = time.time()
         (out / "parts").mkdir(parents=True, exist_ok=True)
         self.judges = {
-            name: Remembering(build(object, spec, f"judge {name!r}"), out / "parts" / "embeddings.sqlite")
+            name: Remembering(
+                build(object, spec, f"judge {name!r}"),
+                out / "parts" / "embeddings.sqlite",
+                json.dumps([spec, versions(), code_digest()], sort_keys=True, default=str),
+            )
             for name, spec in plan.judges.items()
         }
         self.thresholds = {name: load_calibration(judge) for name, judge in self.judges.items()}
@@ -201,7 +206,8 @@ class _Run:
             return
         L.seed_everything(self.plan.seed, workers=True, verbose=False)
         method, notes = load_method(spec)
-        self._check_judges(method)
+        if not self.plan.allow_loss_judges:
+            check_judges(method, self.judges)
         with torch.no_grad():
             method.prepare(datamodule)
         guard = Guard(method)
@@ -250,16 +256,18 @@ class _Run:
     ) -> list[Figure]:
         """Hide the faces into files, open the files with header and secret alone, and judge what is in the files.
 
-        Files of an earlier run that was stopped are taken as they are, if it was to do the same with the same code.
+        Files of an earlier run that was stopped are taken as they are, if it was to do the same to the same faces with
+        the same tensors and the same code.
         """
         method = guard.method
         folder = (
             self.out / "faces" / data / (folder_name(name) if carrier == "png" else f"{folder_name(name)}@{carrier}")
         )
-        mark = folder / "made-by"
-        if not mark.is_file() or mark.read_text() != fingerprint:
-            shutil.rmtree(folder, ignore_errors=True)
-            write_whole(mark, fingerprint)
+        mark, made_by = folder / "made-by", _digest(fingerprint, guard.tensors, batches)
+        if not mark.is_file() or mark.read_text() != made_by:
+            if folder.exists():
+                shutil.rmtree(folder)
+            write_whole(mark, made_by)
         others, tries = (self.plan.other_keys, self.plan.wrong_keys) if carrier == "png" else (1, 1)
         faces, seed = sum(len(batch.image) for batch in batches), self.plan.seed
         with self._bar(f"hiding, {carrier}", faces) as tell:
@@ -285,7 +293,7 @@ class _Run:
         figures = [dataclasses.replace(f, carrier=carrier) for f in figures]
         if carrier == "png":
             for leg, speed in (("anonymized", hiding), ("recovered", opening)):
-                if speed is not None:
+                if speed is not None and speed.seconds:
                     figures.append(
                         Figure(metric="images_per_s", value=speed.faces / speed.seconds, leg=leg, n=speed.faces)
                     )
@@ -302,16 +310,6 @@ class _Run:
         finally:
             self.progress.remove_task(task)
 
-    def _check_judges(self, method: ReversibleAnonymizer) -> None:
-        for name, judge in self.judges.items():
-            if shared := sorted(method.loss_networks & judge.networks):
-                if self.plan.allow_loss_judges:
-                    continue
-                raise ValueError(
-                    f"judge {name!r} is a loss network of this method ({', '.join(shared)}); "
-                    "take another judge, or set allow_loss_judges"
-                )
-
     def _fingerprint(self, data: str, name: str, spec: dict[str, Any]) -> str:
         plan = dataclasses.asdict(self.plan)
         asked = {
@@ -325,6 +323,7 @@ class _Run:
             "files": {
                 word: file_digest(Path(word)) for word in _words([spec, plan["data"][data]]) if Path(word).is_file()
             },
+            "cards": {word: card(word).digest for word in _words([spec]) if word in cards()},
             "thresholds": {key: dataclasses.asdict(value) for key, value in self.thresholds.items()},
             "versions": versions(),
             "code": code_digest(),
@@ -369,6 +368,15 @@ class _Run:
             self.console.print(f"report: {self.out / 'report.html'}", soft_wrap=True)
 
 
+def _digest(fingerprint: str, tensors: str, batches: list[FaceBatch]) -> str:
+    """Hash of what makes pictures: the plan, the method's tensors, and the faces as they are batched."""
+    digest = hashlib.sha256(f"{fingerprint} {tensors}".encode())
+    for batch in batches:
+        for field in (batch.image, batch.sample, batch.attributes):
+            digest.update(f"{tuple(field.shape)}".encode() + field.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _people(datamodule: L.LightningDataModule, batches: list[FaceBatch]) -> frozenset[str]:
     """Marks of the people of these test faces; empty where the data module does not know them."""
     marks = datamodule.people("test") if hasattr(datamodule, "people") else {}
@@ -383,7 +391,10 @@ def _told(method: ReversibleAnonymizer, tested: frozenset[str]) -> str:
     people = getattr(method, "trained_on", None)
     if people is None or not tested:
         return "not known"
-    return f"{len(people)} people, none of the {len(tested)} tested"
+    count = Counter(mark.partition(":")[0] for mark in people)
+    met = {mark.partition(":")[0] for mark in tested}
+    said = [f"{n:,} of {name}" + (", none of those tested" if name in met else "") for name, n in sorted(count.items())]
+    return "; ".join(said) or "nobody"
 
 
 def test_faces(data: str, spec: dict[str, Any], count: int) -> tuple[L.LightningDataModule, FaceBatch]:

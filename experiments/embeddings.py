@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_modules.judges import VERSION, Embedding, Image, Judge
+from lightning_modules.judges import Embedding, Image, Judge
 
 
 class Remembering:
@@ -20,12 +20,13 @@ class Remembering:
     Everything but :meth:`embed` is the judge's own.
 
     Args:
-        judge: Who embeds; its weights and the version of its crop are part of what is looked up by.
+        judge: Who embeds.
         file: SQLite file of embeddings, by the hash of the picture's values; made if it is not there.
+        settings: All that makes its embeddings what they are, beside its name and weights.
     """
 
-    def __init__(self, judge: Judge, file: Path) -> None:
-        self.judge, self.file = judge, file
+    def __init__(self, judge: Judge, file: Path, settings: str) -> None:
+        self.judge, self.file, self.settings = judge, file, settings
 
     def __getattr__(self, name: str) -> Any:
         if name == "judge":  # not set yet, as while it is being copied
@@ -34,7 +35,7 @@ class Remembering:
 
     def embed(self, images: Image) -> Embedding:
         """See :meth:`~lightning_modules.judges.Judge.embed`."""
-        seed = f"{self.judge.name} {self.judge.weights} {VERSION} {tuple(images.shape[1:])}".encode()
+        seed = f"{self.judge.name} {self.judge.weights} {self.settings} {tuple(images.shape[1:])}".encode()
         keys = [sha256(seed + image.float().cpu().contiguous().numpy().tobytes()).digest() for image in images]
         with closing(sqlite3.connect(self.file, timeout=60)) as store, store:
             store.execute("CREATE TABLE IF NOT EXISTS embeddings (picture BLOB PRIMARY KEY, vector BLOB)")

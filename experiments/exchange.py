@@ -63,8 +63,8 @@ def hide_into(
             for leg, draw in draws.items():
                 hide = partial(speed.of, method.anonymize, face, _numbers(method, draw, batch.sample))
                 _fill(folder / leg, batch.sample, carrier, hide)
+                speed.keep(folder / "hiding.json")
             _fill(folder / "inverted", batch.sample, "png", partial(method.invert, face))
-        speed.keep(folder / "hiding.json")
         tell(done := done + len(batch.image))
     described = {
         "header": header.to_dict(),
@@ -116,7 +116,7 @@ def recover_from(
             if numbers is not None:
                 with torch.no_grad():
                     _fill(folder / leg, sample, "png", partial(speed.of, method.recover, given, numbers))
-        speed.keep(folder / "opening.json")
+                speed.keep(folder / "opening.json")
     return speed
 
 

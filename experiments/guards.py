@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from datamodules.batch import FaceBatch
 from lightning_modules.anonymizer import ReversibleAnonymizer, RoundTrip
+from lightning_modules.judges import Judge
 from lightning_modules.keys import KeyRing
 
 ALIKE = 30.0  # dB between two renderings of a face: optimisation drifts by rounding (35 dB, one face of iFADIT)
@@ -86,6 +87,20 @@ class Guard:
             raise ValueError("it hands faces out as they came; nobody is hidden")
         if opened:
             raise ValueError("a wrong key opens its pictures just as the right one does")
+
+
+def check_judges(method: ReversibleAnonymizer, judges: Mapping[str, Judge]) -> None:
+    """Check that no judge is a network that a loss of the method used.
+
+    Raises:
+        ValueError: If one is.
+    """
+    for name, judge in judges.items():
+        if shared := sorted(method.loss_networks & judge.networks):
+            raise ValueError(
+                f"judge {name!r} is a loss network of this method ({', '.join(shared)}); "
+                "take another judge, or set allow_loss_judges"
+            )
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

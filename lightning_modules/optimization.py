@@ -87,11 +87,12 @@ class TrainingSteps(L.LightningModule):
     def on_train_start(self) -> None:
         """Start the clock, and note who trains."""
         self._resumed_at = time.monotonic() - self.training_seconds
-        people = getattr(getattr(self.trainer, "datamodule", None), "people", None)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        people = datamodule.people("train") if hasattr(datamodule, "people") else None
         if people is None or self.trained_on is None:
             self.trained_on = None
         else:
-            self.trained_on |= frozenset(people("train").values())
+            self.trained_on |= frozenset(people.values())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note how long and on whom was trained, over all resumed runs, beside what other bases note."""

@@ -190,6 +190,16 @@ def test_a_stopped_exchange_goes_on_where_it_was(tmp_path, monkeypatch):
     assert again == (whole, hidden + 2, opened + 2)
 
 
+def test_pictures_are_kept_for_the_same_faces_tensors_and_plan_alone():
+    faces = NoiseFaces(count=4).whole()
+    kept = room._digest("plan", "tensors", [faces])
+    assert kept == room._digest("plan", "tensors", [NoiseFaces(count=4).whole()])
+    changed = faces._replace(image=faces.image + 1 / 127.5)
+    others = [("other", "tensors", [faces]), ("plan", "other", [faces]), ("plan", "tensors", [changed])]
+    others.append(("plan", "tensors", [FaceBatch(*(field[at : at + 2] for field in faces)) for at in (0, 2)]))
+    assert kept not in {room._digest(*other) for other in others}
+
+
 def test_a_wrong_attribute_is_tried_where_attributes_are_factors(tmp_path):
     method, faces = SDN(size=64, width=8, key_bits=8, identities=16, attributes=2).eval(), NoiseFaces(count=4).whole()
     faces = faces._replace(attributes=torch.ones(4, 2))

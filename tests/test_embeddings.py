@@ -22,33 +22,36 @@ class Counting(LinearJudge):
 def test_no_picture_is_embedded_twice(tmp_path):
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     judge = Counting()
-    remembering = Remembering(judge, tmp_path / "known.sqlite")
+    remembering = Remembering(judge, tmp_path / "known.sqlite", "")
     wanted = LinearJudge().embed(images)
     for batch in (images[[0, 1, 0]], images, images.flip(0)):
         rows = [int((images == image).flatten(1).all(1).nonzero()[0]) for image in batch]
         torch.testing.assert_close(remembering.embed(batch), wanted[rows], atol=1e-7, rtol=0)
     assert judge.seen == 4
     later = Counting()
-    torch.testing.assert_close(Remembering(later, tmp_path / "known.sqlite").embed(images), wanted, atol=1e-7, rtol=0)
+    torch.testing.assert_close(
+        Remembering(later, tmp_path / "known.sqlite", "").embed(images), wanted, atol=1e-7, rtol=0
+    )
     assert later.seen == 0
 
 
 def test_what_is_remembered_is_a_judges_own(tmp_path):
-    """Other weights, another size or one grey level less is another picture."""
+    """Other weights, other settings, another size or one grey level less is another picture."""
     images = torch.zeros(1, 3, 16, 16)
-    Remembering(Counting(), tmp_path / "known.sqlite").embed(images)
-    for weights, asked in (
-        ("sha256:" + "2" * 64, images),
-        (Counting.weights, images + 1 / 127.5),
-        (Counting.weights, torch.zeros(1, 3, 8, 32)),
+    Remembering(Counting(), tmp_path / "known.sqlite", "").embed(images)
+    for weights, settings, asked in (
+        ("sha256:" + "2" * 64, "", images),
+        (Counting.weights, "bgr", images),
+        (Counting.weights, "", images + 1 / 127.5),
+        (Counting.weights, "", torch.zeros(1, 3, 8, 32)),
     ):
         judge = Counting(weights)
-        Remembering(judge, tmp_path / "known.sqlite").embed(asked)
+        Remembering(judge, tmp_path / "known.sqlite", settings).embed(asked)
         assert judge.seen == 1
 
 
 def test_it_stands_for_its_judge(tmp_path):
-    remembering = copy.deepcopy(Remembering(Counting(), tmp_path / "known.sqlite"))
+    remembering = copy.deepcopy(Remembering(Counting(), tmp_path / "known.sqlite", ""))
     assert isinstance(remembering, Judge)
     assert remembering.describe() == "linear"
     with pytest.raises(AttributeError):

@@ -103,7 +103,7 @@ class StrangersAndKnown(NoiseFaces):
     """Noise whose test people have marks, as those of a data set of faces have."""
 
     def people(self, split):
-        return {int(number): f"mark-{number}" for number in self.whole().identity.unique()}
+        return {int(number): f"noise:{number}" for number in self.whole().identity.unique()}
 
 
 class TrainedOn(Honest):
@@ -113,7 +113,7 @@ class TrainedOn(Honest):
         self.trained_on = frozenset(marks)
 
 
-@pytest.mark.parametrize(("marks", "cheats"), [(["mark-0", "another"], True), (["another"], False)])
+@pytest.mark.parametrize(("marks", "cheats"), [(["noise:0", "other:1"], True), (["noise:x", "other:1"], False)])
 def test_a_method_trained_on_test_people_is_refused(marks, cheats, tmp_path):
     methods = {"method": {"class_path": "test_guards.TrainedOn", "init_args": {"marks": marks}}}
     data = {"noise": {"class_path": "test_guards.StrangersAndKnown"}}
@@ -121,7 +121,7 @@ def test_a_method_trained_on_test_people_is_refused(marks, cheats, tmp_path):
     assert compare(plan, tmp_path / "out") == cheats
     text = " ".join((tmp_path / "out" / "table.md").read_text().split())
     assert ("it was trained on 1 of the" in text) == cheats
-    assert ("1 people, none of the" in text) == (not cheats)
+    assert ("1 of noise, none of those tested; 1 of other" in text) == (not cheats)
 
 
 def test_an_honest_method_passes(tmp_path):

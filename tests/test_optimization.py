@@ -3,6 +3,7 @@ import pytest
 import torch
 from conftest import NoiseFaces
 
+from datamodules.latent import LatentDataModule
 from lightning_modules.keys import KeySpec
 from lightning_modules.optimization import TrainingSteps, seed_of
 from lightning_modules.trained import export, load_trained
@@ -115,6 +116,8 @@ def test_weights_tell_who_trained_them(quick_trainer, tmp_path):
     second = trained("second", People("b", "c"), start=first)
     assert known(second) == {"a", "b", "c"}
     unknown = trained("unknown", NoiseFaces())
+    assert LatentDataModule(NoiseFaces(), torch.nn.Flatten()).people("train") is None
+    assert LatentDataModule(People("a"), torch.nn.Flatten()).people("train") == {0: "a"}
     assert known(unknown) is None
     assert known(trained("after", People("d"), start=unknown)) is None
 
