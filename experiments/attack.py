@@ -17,7 +17,8 @@ from datamodules.batch import FaceBatch
 from datamodules.detection import default_detector
 from datamodules.files import write_whole
 from experiments.build import build, configuration, load_method, method_spec
-from experiments.compare import Comparison, in_batches, test_faces
+from experiments.compare import Comparison, in_batches, people_of, test_faces
+from experiments.guards import Guard, check_judges
 from experiments.provenance import commit
 from lightning_modules.anonymizer import ReversibleAnonymizer, resize
 from lightning_modules.attackers import (
@@ -33,7 +34,7 @@ from lightning_modules.judges import Judge
 from lightning_modules.keys import KeyRing
 from lightning_modules.metrics.identity import FAR
 from lightning_modules.metrics.measured import Measured
-from lightning_modules.protocol import Figure, cell
+from lightning_modules.protocol import Figure, cell, read_results
 from lightning_modules.trained import weights_hash
 
 GALLERY = 1000  # training faces from which an attacker learns what faces look like
@@ -69,12 +70,13 @@ def attack(
         out: Folder to write into; by default the comparison's, runs/compare/NAME.
         faces: Test faces of each data set.
         guesses: Wrong keys a face; 0 leaves guessing out.
-        pairs: How many known originals the attackers have; an empty list leaves them out.
+        pairs: How many known originals the attackers have, of as many people as there are; numbers beyond the training
+            faces are left out, and an empty list leaves all out.
         seed: Where the keys come from.
         dry_run: Say what would run, and stop.
 
     Raises:
-        ValueError: If there is no face, a number is negative, or there are fewer training faces than pairs.
+        ValueError: If there is no face, a number is negative, or a method or a judge is not admitted to comparisons.
     """
     if faces < 1 or guesses < 0 or min(pairs, default=1) < 1:
         told = f"got {faces}, {guesses} and {pairs}"
@@ -90,16 +92,21 @@ def attack(
             console.print(f"{data}: {', '.join(plan.methods)}; {faces} faces, {guesses} wrong keys each, pairs {pairs}")
             continue
         datamodule, whole = test_faces(data, spec, faces)
-        gallery = _gallery(datamodule)
-        if max(pairs, default=0) > len(gallery.image):
-            raise ValueError(f"{data} has {len(gallery.image)} training faces, fewer than {max(pairs)} pairs")
+        gallery = _one_each(_gallery(datamodule), seed)
+        likelihood = FaceLikelihood(gallery.image) if guesses else None
+        counts = sorted(count for count in pairs if count <= len(gallery.image))
+        if left := sorted(set(pairs) - set(counts)):
+            console.print(f"{data} has {len(gallery.image)} training faces: without {left} pairs", soft_wrap=True)
         for name, told in plan.methods.items():
             method, notes = load_method(method_spec(told))
             if not method.reversible or method.key_spec.kind == "none":
                 console.print(f"{data}: {name} has no key to guess")
                 continue
+            if not plan.allow_loss_judges:
+                check_judges(method, judges)
             with torch.no_grad():
                 method.prepare(datamodule)
+            Guard(method).on_strangers(people_of(datamodule, [whole]))
             common = {
                 "method": name,
                 "data": data,
@@ -111,8 +118,7 @@ def attack(
                 "size": method.size,
             }
             ring, measured = KeyRing.from_seed(seed), []
-            if guesses:
-                likelihood = FaceLikelihood(gallery.image)
+            if likelihood is not None:
                 batches = track(in_batches(whole, plan.batch_size), f"{data}: {name}, guessing", console=console)
                 known = [_told_apart(method, batch, ring, guesses, likelihood) for batch in batches]
                 by_sign = {sign: torch.cat([part[sign] for part in known]) for sign in known[0]}
@@ -120,17 +126,14 @@ def attack(
                 measured.append(Measured("key_guess_auc", "attacked", worst, whole.identity))
                 signs = ", ".join(f"{sign} {float(values.mean()):.3f}" for sign, values in by_sign.items())
                 console.print(f"{data}: {name}: {signs}", soft_wrap=True)
-            if pairs:
-                for fixed in (False, True):
-                    word = "one key for all" if fixed else "keys of their own"
-                    with console.status(f"{data}: {name}, {max(pairs)} pairs, {word}"):
-                        measured += _by_pairs(method, gallery, whole, ring, sorted(pairs), fixed, judges, plan)
+            for fixed in (False, True) if counts else ():
+                measured += _by_pairs(method, gallery, whole, ring, counts, fixed, judges, plan, console)
             for part in measured:
                 figure = dataclasses.replace(part.figure(), **common)
                 found.append(figure)
                 by = f" by {figure.judge}, key {figure.key}" if figure.judge else ""
                 console.print(f"{data}: {name}: {figure.metric}{by}: {cell(figure)}", soft_wrap=True)
-            write_whole(out / "attacks.jsonl", "".join(line.to_json() + "\n" for line in found).encode())
+            _merge(out / "attacks.jsonl", found)
 
 
 def _by_pairs(
@@ -142,6 +145,7 @@ def _by_pairs(
     fixed: bool,
     judges: dict[str, Judge],
     plan: Comparison,
+    console: Console,
 ) -> list[Measured]:
     """What known originals teach: a figure for each number of pairs and each judge, of the better attacker."""
     one = method.key_spec.numbers(ring.right(0))
@@ -149,14 +153,16 @@ def _by_pairs(
     def hidden(faces: FaceBatch) -> Tensor:
         """As they are saved. Samples are numbered within a data set, so no two faces share a key of their own."""
         found = []
-        for batch in in_batches(method.fit_size(faces), plan.batch_size):
+        word = f"hiding {len(faces.image)} faces under {'one key' if fixed else 'keys of their own'}"
+        for batch in track(in_batches(method.fit_size(faces), plan.batch_size), word, console=console):
             own = [one if fixed else method.key_spec.numbers(ring.right(int(s))) for s in batch.sample]
             found.append(received_faces(method, batch, torch.stack(own)).image)
         return torch.cat(found)
 
     pairs = FaceBatch(*(field[: counts[-1]] for field in method.fit_size(gallery)))
     known, received = hidden(pairs), hidden(whole)
-    opened = known_plaintext(method, pairs.image, known, received, counts, plan.batch_size)
+    others = method.fit_size(gallery).image
+    opened = known_plaintext(method, pairs.image, known, received, others, counts, plan.batch_size)
     figures = []
     for name, judge in judges.items():
 
@@ -173,7 +179,7 @@ def _by_pairs(
         }
         for count in counts:
             accepted = [
-                (judge.similarity(embedded(images), wanted).diagonal() >= threshold).float()
+                (judge.similarity(embedded(images), wanted).diagonal() > threshold).float()
                 for images in opened[count].values()
             ]
             best = max(accepted, key=lambda values: float(values.mean()))
@@ -205,6 +211,26 @@ def _told_apart(
     received = received_faces(method, face, keys[:, 0])
     signs = guessing_signs(method, received, keys, default_detector(), likelihood)
     return {sign: guess_auc(values) for sign, values in signs.items()}
+
+
+def _one_each(faces: FaceBatch, seed: int) -> FaceBatch:
+    """In an order by chance, one picture of each person before the second of anybody."""
+    order = torch.randperm(len(faces.identity), generator=torch.Generator().manual_seed(seed))
+    person = faces.identity[order]
+    before = torch.stack([(person[:at] == person[at]).sum() for at in range(len(person))])
+    order = order[before.argsort(stable=True)]
+    return FaceBatch(*(field[order] for field in faces))
+
+
+def _merge(path: Path, found: list[Figure]) -> None:
+    """Put figures into a file in place of older ones of the same question; the others stay."""
+
+    def question(figure: Figure) -> tuple[str | None, ...]:
+        return figure.method, figure.data, figure.metric, figure.key, figure.judge
+
+    asked = {question(figure) for figure in found}
+    kept = [figure for figure in read_results(path) if question(figure) not in asked] if path.is_file() else []
+    write_whole(path, "".join(line.to_json() + "\n" for line in [*kept, *found]).encode())
 
 
 def _gallery(datamodule: L.LightningDataModule) -> FaceBatch:

@@ -211,7 +211,7 @@ class _Run:
         with torch.no_grad():
             method.prepare(datamodule)
         guard = Guard(method)
-        guard.on_strangers(tested := _people(datamodule, batches))
+        guard.on_strangers(tested := people_of(datamodule, batches))
         guard.alone_or_in_company(batches[0])
         row = {
             "method": name,
@@ -377,7 +377,7 @@ def _digest(fingerprint: str, tensors: str, batches: list[FaceBatch]) -> str:
     return digest.hexdigest()
 
 
-def _people(datamodule: L.LightningDataModule, batches: list[FaceBatch]) -> frozenset[str]:
+def people_of(datamodule: L.LightningDataModule, batches: list[FaceBatch]) -> frozenset[str]:
     """Marks of the people of these test faces; empty where the data module does not know them."""
     marks = datamodule.people("test") if hasattr(datamodule, "people") else {}
     numbers = {int(number) for batch in batches for number in batch.identity}

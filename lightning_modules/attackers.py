@@ -144,10 +144,11 @@ def learned_blocks(hidden: Image, shown: Image) -> Callable[[Image], Image]:
     given, wanted = blocks(hidden), blocks(shown)
     about, mean = given.mean(1, keepdim=True), wanted.mean(1, keepdim=True)
     given, wanted = given - about, wanted - mean
-    # the dual form: as many equations as pairs
-    gram = given @ given.mT
-    ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp(min=1e-6) * torch.eye(len(hidden))
-    weights = given.mT @ torch.linalg.solve(gram + ridge.to(gram), wanted)
+    few = given.shape[1] < given.shape[2]  # then as many equations as pairs, otherwise as numbers
+    gram = given @ given.mT if few else given.mT @ given
+    ridge = RIDGE * given.square().sum((1, 2))[:, None, None].clamp(min=1e-6) / min(given.shape[1:])
+    gram = gram + ridge * torch.eye(gram.shape[1]).to(gram)
+    weights = given.mT @ torch.linalg.solve(gram, wanted) if few else torch.linalg.solve(gram, given.mT @ wanted)
 
     def invert(image: Image) -> Image:
         found = (blocks(image) - about) @ weights + mean
@@ -196,6 +197,7 @@ def known_plaintext(
     shown: Float[Tensor, "pairs 3 height width"],
     hidden: Float[Tensor, "pairs 3 height width"],
     received: Image,
+    others: Float[Tensor, "others 3 height width"],
     counts: Sequence[int],
     batch: int = 8,
 ) -> dict[int, dict[str, Image]]:
@@ -206,6 +208,7 @@ def known_plaintext(
         shown: Originals that the attacker has.
         hidden: What became of them, as it was saved.
         received: Anonymized pictures of other people, as they were saved.
+        others: Faces that everybody can get; from these it is learned how people's codes lie.
         counts: How many pairs the attacker has, each at most all of them.
         batch: Faces at once.
 
@@ -221,9 +224,9 @@ def known_plaintext(
     def codes(images: Image) -> Tensor:
         return torch.cat([method.code_of(face_batch(part)) for part in images.split(batch)])
 
-    given, wanted, met = codes(hidden), codes(shown), codes(received)
+    given, wanted, met, people = codes(hidden), codes(shown), codes(received), codes(others)
     for count in counts:
-        guessed = learned_codes(given[:count], wanted[:count], wanted)(met)
+        guessed = learned_codes(given[:count], wanted[:count], people)(met)
         parts = zip(received.split(batch), guessed.split(batch), strict=True)
         found[count]["codes"] = torch.cat([method.recover_from(face_batch(image), code) for image, code in parts])
     return found

@@ -10,7 +10,7 @@ from scipy.stats import multivariate_normal
 from datamodules.batch import FaceBatch, face_batch
 from datamodules.detection import Detection
 from experiments import attack as room
-from experiments.attack import attack
+from experiments.attack import _one_each, attack
 from experiments.report_run import Run
 from flows.conjugate import Conjugate
 from lightning_modules.anonymizer import ReversibleAnonymizer
@@ -71,6 +71,12 @@ class Signs(ReversibleAnonymizer):
         return face.image * key.view(-1, 3, 64, 64)
 
     recover = anonymize
+
+
+class Judged(Signs):
+    """One whose loss used the judge."""
+
+    loss_networks = frozenset({"linear-judge"})
 
 
 class ManyFaces(NoiseFaces):
@@ -153,7 +159,7 @@ def test_known_originals_help_where_a_key_comes_twice(fixed, sees):
     known, others = (FaceBatch(*(field[part] for field in faces)) for part in (slice(0, 380), slice(380, 400)))
     received = received_faces(method, others, keys[380:]).image
     hidden = received_faces(method, known, keys[:380]).image
-    opened = known_plaintext(method, known.image, hidden, received, [10, 380])
+    opened = known_plaintext(method, known.image, hidden, received, known.image, [10, 380])
     assert set(opened[380]) == {"blocks"}
 
     def alike(images):
@@ -176,7 +182,7 @@ def test_a_method_with_codes_is_attacked_through_them_too():
     whole = faces.whole()
     keys = method.key_spec.random(1).expand(60, -1, -1)
     hidden = received_faces(method, whole, keys).image
-    opened = known_plaintext(method, whole.image[:50], hidden[:50], hidden[50:], [50])
+    opened = known_plaintext(method, whole.image[:50], hidden[:50], hidden[50:], whole.image[:50], [50])
     assert set(opened[50]) == {"blocks", "codes"}
     assert opened[50]["codes"].shape == (10, 3, 64, 64)
 
@@ -195,7 +201,7 @@ def test_a_judge_is_adapted_by_what_pairs_have_in_common_and_by_nothing_else():
         adapted(shown[:3], shown[:3])
 
 
-def test_the_verb_tells_pairs_under_one_key_from_pairs_under_their_own(tmp_path, monkeypatch):
+def test_the_verb_tells_pairs_under_one_key_from_pairs_under_their_own(tmp_path, monkeypatch, capsys):
     threshold = Calibration(threshold=0.9, far=1e-3, pairs=1000, low=0.8, high=0.95)
     monkeypatch.setattr(room, "load_calibration", lambda judge: threshold)
     monkeypatch.chdir(tmp_path)
@@ -213,8 +219,23 @@ def test_the_verb_tells_pairs_under_one_key_from_pairs_under_their_own(tmp_path,
     assert value["adaptive_tar", "none"] is None  # thirty pairs of strangers
     assert value["known_plaintext@300", "fixed"] == 1
     assert value["known_plaintext@300", "none"] < 1
-    with pytest.raises(ValueError, match="fewer than 301 pairs"):
-        attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[301])
+    attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[301, 10])
+    assert "has 300 training faces: without [301] pairs" in " ".join(capsys.readouterr().err.split())
+    kept = read_results(tmp_path / "runs" / "compare" / "c" / "attacks.jsonl")
+    assert {f.metric for f in kept} == {"adaptive_tar", *(f"known_plaintext@{n}" for n in (1, 10, 300))}
+    assert len(kept) == 7  # the adapted judge's figure took the place of the older one
+    plan["methods"] = {"known": {"class_path": "test_attack.Judged"}}
+    (tmp_path / "c.yaml").write_text(json.dumps(plan))
+    with pytest.raises(ValueError, match="is a loss network of this method"):
+        attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[10])
+
+
+def test_pairs_are_of_as_many_people_as_there_are():
+    faces = NoiseFaces(count=24, people=6).whole()
+    ordered = _one_each(faces, seed=0)
+    assert ordered.sample.sort().values.tolist() == list(range(24))
+    assert all(len(set(ordered.identity[at : at + 6].tolist())) == 6 for at in range(0, 24, 6))
+    assert not torch.equal(ordered.sample, _one_each(faces, seed=1).sample)
 
 
 def test_the_verb_writes_figures_that_a_report_reads(tmp_path, monkeypatch, capsys):
