@@ -16,7 +16,7 @@ from torch import Tensor
 from datamodules.batch import FaceBatch
 from datamodules.files import write_whole
 from experiments.build import build, load_method, method_spec, read_yaml
-from experiments.grids import some_faces
+from experiments.grids import by_chance, some_faces
 from experiments.provenance import commit
 from lightning_modules.appearance import Appearance
 from lightning_modules.callbacks.round_trip_grid import sheet
@@ -51,6 +51,7 @@ def edit(
     original faces: apparent gender and age, mouth open, smile, eyes open, turn of the head, moustache, brightness.
     Against degree 0, per degree: SSIM, LPIPS where its weights are, and `fd_face`, a Fréchet distance of features of
     the identity network, which stands in for FID and compares only at one number of faces. Pictures go through PNG.
+    Faces without labels get attributes by chance.
 
     Args:
         method: YAML file of the method.
@@ -79,6 +80,8 @@ def edit(
     face = made.fit_size(some_faces(datamodule, faces))
     if len(face.image) < max(2, shown):
         raise ValueError(f"expected {max(2, shown)} test faces at least, found {len(face.image)} in {data}")
+    if made.attributes and not face.attributes.shape[1]:
+        face = by_chance(made, face, seed)
     found = Edits.measure(made, face, KeyRing.from_seed(seed), directions, degrees, batch)
     told = {"method": method.stem, "data": data.stem, "n": len(face.image), "size": made.size, "seed": seed}
     told |= {"changes": changes or {}, "weights": weights_hash(made), "commit": commit()}

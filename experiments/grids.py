@@ -68,10 +68,7 @@ def grid(
         made.prepare(datamodule)
         face, ring = some_faces(datamodule, faces), KeyRing.from_seed(seed)
         if made.attributes and not face.attributes.shape[1]:
-            spec = KeySpec("bits", made.attributes)
-            chance = KeyRing.from_seed(seed + 1)
-            drawn = torch.stack([spec.numbers(chance.right(int(sample))) for sample in face.sample])
-            face, names = face._replace(attributes=drawn), [f"attribute {at + 1}" for at in range(made.attributes)]
+            face, names = by_chance(made, face, seed), [f"attribute {at + 1}" for at in range(made.attributes)]
         else:
             names = getattr(datamodule, "attribute_names", ())
         if kind in CONDITIONED:
@@ -90,6 +87,13 @@ def some_faces(datamodule: L.LightningDataModule, count: int) -> FaceBatch:
     whole = FaceBatch(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
     chosen = choose_faces(whole.identity, count)
     return FaceBatch(*(field[chosen] for field in whole))
+
+
+def by_chance(method: ReversibleAnonymizer, face: FaceBatch, seed: int) -> FaceBatch:
+    """Faces without labels under attributes by chance, the same for a face whatever its batch."""
+    spec, ring = KeySpec("bits", method.attributes), KeyRing.from_seed(seed + 1)
+    drawn = torch.stack([spec.numbers(ring.right(int(sample))) for sample in face.sample])
+    return face._replace(attributes=drawn)
 
 
 def _round_trip(method: ReversibleAnonymizer, face: FaceBatch, keys: KeyRing, _: int, tile: int) -> Image.Image:
