@@ -199,8 +199,9 @@ def _cost(row: dict[str, Any], figures: list[Figure]) -> list[str]:
     """Training steps, training time, the method's picture size, and faces measured."""
     first = figures[0] if figures else None
     told = {name: row.get(name, getattr(first, name, None)) for name in ("steps", "seconds", "size")}
-    # Scores of unlinkability and the single count of parameters are no faces.
-    faces = max((f.n for f in figures if f.metric not in ("unlinkability_dsys", "params", "flops")), default=None)
+    # Scores of unlinkability, what speed was taken on and the single count of parameters are no faces.
+    others = ("unlinkability_dsys", "images_per_s", "params", "flops")
+    faces = row.get("faces") or max((f.n for f in figures if f.metric not in others), default=None)
     steps, size = (NOTHING if told[name] is None else f"{told[name]:,}" for name in ("steps", "size"))
     return [steps, duration(told["seconds"]), size, NOTHING if faces is None else f"{faces:,}"]
 
