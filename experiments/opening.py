@@ -57,6 +57,7 @@ def recover_elsewhere(
             "folder": str(folder.resolve()),
             "seed": seed,
             "wrong_keys": wrong_keys,
+            "parent": os.getpid(),
         }
         with subprocess.Popen(
             [sys.executable, "-m", "experiments.opening"],
@@ -96,7 +97,7 @@ def _recovered(folder: Path) -> int:
 def main() -> int:
     """Take an order from standard input, and write faces and seconds on standard output."""
     order = json.load(sys.stdin)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(order["parent"],), daemon=True).start()
     L.seed_everything(order["seed"], workers=True, verbose=False)
     try:
         method = build(ReversibleAnonymizer, order, "method").eval()

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,22 @@ def test_a_stopped_exchange_goes_on_where_it_was(tmp_path, monkeypatch):
     again = run()
     assert called == ["anonymize", "recover"]  # the one batch of the one leg
     assert again == (whole, hidden + 2, opened + 2)
+
+
+def test_what_was_hidden_before_a_stop_keeps_its_time(tmp_path, monkeypatch):
+    method, faces = SDN(size=64, width=8, key_bits=8, identities=16).eval(), NoiseFaces(count=2).whole()
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(method, "invert", lambda face: (_ for _ in ()).throw(KeyboardInterrupt))
+        hide_into(tmp_path, method, [faces], Secret("one"), 0, "png")
+    speed = hide_into(tmp_path, method, [faces], Secret("one"), 0, "png")
+    assert (speed.faces, speed.seconds > 0) == (4, True)  # under two keys
+
+
+def test_opening_ends_with_whoever_asked_for_it():
+    """It holds the pipe as long as it lives, so that the pipe's end is its own."""
+    waits = "import sys; from experiments.opening import _end_with; _end_with(int(sys.argv[1]))"
+    asks = f"import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', {waits!r}, str(os.getpid())])"
+    assert subprocess.run([sys.executable, "-c", asks], capture_output=True, timeout=120, check=True).stdout == b""
 
 
 def test_pictures_are_kept_for_the_same_faces_tensors_and_plan_alone():
