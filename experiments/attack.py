@@ -71,7 +71,7 @@ def attack(
         faces: Test faces of each data set.
         guesses: Wrong keys a face; 0 leaves guessing out.
         pairs: How many known originals the attackers have, one of each person before the second of anybody, of the
-            first thousand training faces; larger numbers than there are faces are left out, an empty list leaves all out.
+            first thousand training faces; numbers beyond these are left out, and an empty list leaves all out.
         seed: Where the keys come from.
         dry_run: Say what would run, and stop.
 
