@@ -64,6 +64,8 @@ class Comparison:
         other_keys: Unrelated keys that each face is also hidden under in a PNG, for diversity; one in other formats.
         wrong_keys: Random wrong keys that each face's PNG is opened with, and as many nearly right ones; other
             formats are with one.
+        metrics: Name → class of a :class:`~lightning_modules.metrics.measured.RoundTripMetric` to measure beside the
+            others.
         batch_size: Faces at a time.
         seed: Where keys and wrong keys come from.
         allow_loss_judges: Accept a judge that is a loss network of a method.
@@ -72,6 +74,7 @@ class Comparison:
     methods: dict[str, dict[str, Any]]
     data: dict[str, dict[str, Any]]
     judges: dict[str, dict[str, Any]]
+    metrics: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     size: int = 128
     faces: int = 64
     carriers: list[str] = dataclasses.field(default_factory=lambda: ["png"])
@@ -199,7 +202,7 @@ class _Run:
 
     def _pair(self, data: str, name: str, datamodule: L.LightningDataModule, batches: list[FaceBatch]) -> None:
         spec = method_spec(self.plan.methods[name])
-        fingerprint = self._fingerprint(data, name, spec)
+        making, fingerprint = self._fingerprints(data, name, spec)
         part = self.out / "parts" / f"{data}--{folder_name(name)}.json"
         if part.is_file() and (done := json.loads(part.read_text()))["fingerprint"] == fingerprint:
             self.rows.append(done["row"])
@@ -238,7 +241,7 @@ class _Run:
         }
         figures = []
         for carrier in self.plan.carriers:
-            figures += self._measure(data, name, spec, guard, batches, carrier, fingerprint)
+            figures += self._measure(data, name, spec, guard, batches, carrier, making)
         figures = [dataclasses.replace(figure, **common) for figure in figures]
         self.rows.append(row)
         lines = [json.loads(figure.to_json()) for figure in figures]
@@ -252,18 +255,18 @@ class _Run:
         guard: Guard,
         batches: list[FaceBatch],
         carrier: str,
-        fingerprint: str,
+        making: str,
     ) -> list[Figure]:
         """Hide the faces into files, open the files with header and secret alone, and judge what is in the files.
 
         Files of an earlier run that was stopped are taken as they are, if it was to do the same to the same faces with
-        the same tensors and the same code.
+        the same tensors and the same code; that of judges and metrics does not count.
         """
         method = guard.method
         folder = (
             self.out / "faces" / data / (folder_name(name) if carrier == "png" else f"{folder_name(name)}@{carrier}")
         )
-        mark, made_by = folder / "made-by", _digest(fingerprint, guard.tensors, batches)
+        mark, made_by = folder / "made-by", _digest(making, guard.tensors, batches)
         if not mark.is_file() or mark.read_text() != made_by:
             if folder.exists():
                 shutil.rmtree(folder)
@@ -280,6 +283,7 @@ class _Run:
         near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
         metrics: list[RoundTripMetric] = [PictureQuality(lpips=True, near_key=near)]
         metrics += [IdentityScores(j, self.thresholds[n].threshold, near) for n, j in self.judges.items()]
+        metrics += [build(RoundTripMetric, found, f"metric {n!r}") for n, found in self.plan.metrics.items()]
         if carrier == "png":
             metrics += [FacesDetected(default_detector()), Pollution()]
         guard.judge(read_trip(folder, batch, self.plan.size) for batch in batches)
@@ -310,25 +314,28 @@ class _Run:
         finally:
             self.progress.remove_task(task)
 
-    def _fingerprint(self, data: str, name: str, spec: dict[str, Any]) -> str:
+    def _fingerprints(self, data: str, name: str, spec: dict[str, Any]) -> tuple[str, str]:
+        """What the pictures of a method depend on, and what their figures depend on."""
         plan = dataclasses.asdict(self.plan)
-        asked = {
-            key: plan[key]
-            for key in ("size", "carriers", "faces", "other_keys", "wrong_keys", "seed", "judges", "allow_loss_judges")
-        }
         told = {
-            **asked,
+            **{key: plan[key] for key in ("faces", "other_keys", "wrong_keys", "seed")},
             "data": plan["data"][data],
             "method": spec,
             "files": {
                 word: file_digest(Path(word)) for word in _words([spec, plan["data"][data]]) if Path(word).is_file()
             },
             "cards": {word: card(word).digest for word in _words([spec]) if word in cards()},
-            "thresholds": {key: dataclasses.asdict(value) for key, value in self.thresholds.items()},
             "versions": versions(),
+            "code": code_digest(making=True),
+        }
+        judged = {
+            **told,
+            **{key: plan[key] for key in ("size", "carriers", "judges", "metrics", "allow_loss_judges")},
+            "thresholds": {key: dataclasses.asdict(value) for key, value in self.thresholds.items()},
             "code": code_digest(),
         }
-        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+        made, measured = (json.dumps(what, sort_keys=True, default=str).encode() for what in (told, judged))
+        return hashlib.sha256(made).hexdigest(), hashlib.sha256(measured).hexdigest()
 
     def finish(self) -> None:
         """Put the parts together and write the report."""
@@ -368,9 +375,9 @@ class _Run:
             self.console.print(f"report: {self.out / 'report.html'}", soft_wrap=True)
 
 
-def _digest(fingerprint: str, tensors: str, batches: list[FaceBatch]) -> str:
+def _digest(making: str, tensors: str, batches: list[FaceBatch]) -> str:
     """Hash of what makes pictures: the plan, the method's tensors, and the faces as they are batched."""
-    digest = hashlib.sha256(f"{fingerprint} {tensors}".encode())
+    digest = hashlib.sha256(f"{making} {tensors}".encode())
     for batch in batches:
         for field in (batch.image, batch.sample, batch.attributes):
             digest.update(f"{tuple(field.shape)}".encode() + field.cpu().contiguous().numpy().tobytes())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from lightning_modules.protocol import OWN
+
 
 class Entry(NamedTuple):
     """Title for the head of a column, and an explanation for somebody who has not read the protocol."""
@@ -109,6 +111,8 @@ def metric_word(metric: str) -> str:
 
 def entry(metric: str) -> Entry:
     """Title and meaning of a metric; the title of ``known_plaintext@10`` says its number of pairs."""
+    if metric.startswith(OWN):
+        return Entry(metric[len(OWN) :].replace("_", " "), "Not of the protocol: the comparison's file adds it.")
     found = GLOSSARY[metric_word(metric)]
     if metric in GLOSSARY:
         return found

@@ -20,13 +20,31 @@ def commit() -> str:
         return ""
 
 
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """Hash of the package's own sources, so that a changed line is measured again."""
+ROOMS = ("experiments", "lightning_modules", "datamodules", "flows")
+# Of experiments/ these alone make pictures, and of lightning_modules/ all but those.
+MAKING = ("experiments/build.py", "experiments/exchange.py", "experiments/opening.py")
+JUDGING = ("metrics/", "callbacks/", "judges.py", "calibration.py", "attackers.py", "protocol.py")
+
+
+@lru_cache(maxsize=2)
+def code_digest(making: bool = False) -> str:
+    """Hash of the package's own sources, so that a changed line is measured again.
+
+    Args:
+        making: Only of those that can change a picture; a changed metric alone needs no picture anew.
+    """
     root = Path(__file__).resolve().parent.parent
-    rooms = ("experiments", "lightning_modules", "datamodules", "flows")
-    files = sorted(file for room in rooms for file in (root / room).rglob("*.py"))
+    files = sorted(file for room in ROOMS for file in (root / room).rglob("*.py"))
+    if making:
+        files = [file for file in files if _makes(file.relative_to(root).as_posix())]
     return hashlib.sha256("".join(file_digest(file) for file in files).encode()).hexdigest()
+
+
+def _makes(file: str) -> bool:
+    room, _, inside = file.partition("/")
+    if room == "experiments":
+        return file in MAKING
+    return room != "lightning_modules" or not inside.startswith(JUDGING)
 
 
 def file_digest(path: Path) -> str:

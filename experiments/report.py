@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from datamodules.files import write_whole
 from experiments import report_pictures as pictures
-from experiments.glossary import GLOSSARY, REFERENCES, metric_word
+from experiments.glossary import GLOSSARY, REFERENCES, entry, metric_word
 from experiments.report_run import Run
 from experiments.report_table import (
     COST,
@@ -164,7 +164,7 @@ def page(run: Run, tables: list[Table]) -> str:
         cost=COST,
         judges=judge_rows(run),
         provenance=provenance(run),
-        glossary=[item for word, item in GLOSSARY.items() if word in words],
+        glossary=[entry(word) for word in [*GLOSSARY, *sorted(words - set(GLOSSARY))] if word in words],
         references=REFERENCES,
     )
 

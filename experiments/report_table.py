@@ -170,7 +170,7 @@ def _order(figure: Figure) -> tuple[bool | int, ...]:
         carriers.index(figure.carrier or "png"),
         legs.index(figure.leg) if figure.leg else 0,
         KEYS.index(figure.key or "right"),
-        metrics.index(metric_word(figure.metric)),
+        metrics.index(word) if (word := metric_word(figure.metric)) in metrics else len(metrics),
     )
 
 

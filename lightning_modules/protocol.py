@@ -41,6 +41,9 @@ METRICS = (
 )
 """Names of figures; ``known_plaintext@N`` is written with its number of pairs: ``known_plaintext@10``."""
 
+OWN = "x_"
+"""Begins the name of a figure that is not of the protocol, of somebody's own metric."""
+
 LEGS = ("anonymized", "recovered", "wrongly_recovered", "inverted", "attacked")
 """Which picture is measured."""
 
@@ -94,7 +97,7 @@ class Figure:
             (``dataclasses.replace``); ``weights`` is the method's, as ``"sha256:…"``.
         judge: Name of the network that judged; ``None`` where none is asked.
         leg, reference, carrier, key: Words of this module; ``None`` where the figure has none (``params``).
-        metric: One of :data:`METRICS`.
+        metric: One of :data:`METRICS`, or a name of one's own that begins with ``x_``.
         value: The figure; ``None`` where it is not available, and then ``why`` says so.
         low, high: Bootstrap 95 % interval.
         n: Number of faces (of scores, for ``unlinkability_dsys``).
@@ -139,8 +142,10 @@ class Figure:
     size: int | None = None
 
     def __post_init__(self) -> None:
-        if _metric_word(self.metric) not in METRICS or self.metric == "known_plaintext@N":
-            raise ValueError(f"unknown metric {self.metric!r}; the protocol has {', '.join(METRICS)}")
+        known = _metric_word(self.metric) in METRICS and self.metric != "known_plaintext@N"
+        if not known and not self.metric.startswith(OWN):
+            told = f"the protocol has {', '.join(METRICS)}; a name of your own begins with {OWN}"
+            raise ValueError(f"unknown metric {self.metric!r}; {told}")
         for name, words in (
             ("leg", LEGS),
             ("reference", REFERENCES),
@@ -249,8 +254,11 @@ def direction(metric: str, leg: str | None = None, reference: str | None = None)
     """Which way is better: +1 higher, -1 lower, 0 neither.
 
     An anonymized or wrongly recovered face should be unlike the original to a judge, a recovered one like it;
-    two anonymizations of a face under two keys should be unlike each other.
+    two anonymizations of a face under two keys should be unlike each other. Nothing is known of a metric that is not
+    of the protocol.
     """
+    if metric.startswith(OWN):
+        return 0
     if metric in _ALIKE or metric == "id_distance":
         like = leg in ("recovered", "inverted") and reference != "other-key"
         return (1 if like else -1) * (-1 if metric == "id_distance" else 1)

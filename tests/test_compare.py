@@ -11,13 +11,15 @@ from datamodules.batch import FaceBatch
 from experiments import compare as room
 from experiments.build import build, load_method, method_spec, read_yaml
 from experiments.compare import Comparison, choose_faces, compare
-from experiments.exchange import hide_into, read_trip, recover_from
+from experiments.exchange import Speed, hide_into, read_trip, recover_from
+from experiments.provenance import _makes, code_digest
 from flows.conjugate import Conjugate
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.calibration import Calibration
 from lightning_modules.ifadit import IFADITTransform
 from lightning_modules.keys import KeyRing, KeySpec, Secret
 from lightning_modules.metrics.identity import IdentityScores
+from lightning_modules.metrics.measured import Measured, RoundTripMetric
 from lightning_modules.protocol import read_results
 from lightning_modules.sdn import SDN
 
@@ -92,6 +94,41 @@ def test_a_second_run_goes_on_where_the_first_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "load_method", lambda spec: pytest.fail("it ran again"))
     assert compare(config, tmp_path / "out") == 0
     assert (tmp_path / "out" / "results.jsonl").read_text() == before
+
+
+class Count(RoundTripMetric):
+    """A metric of somebody else's: faces seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("person", [], dist_reduce_fx="cat")
+
+    def update(self, trip):
+        self.person.append(trip.identity)
+
+    def measured(self):
+        person = torch.cat(self.person)
+        return [Measured("x_faces_seen", "anonymized", torch.ones(len(person)), person)]
+
+
+def test_a_metric_of_ones_own_is_measured_on_the_pictures_that_are_there(tmp_path, monkeypatch):
+    compare(write(tmp_path / "c.yaml"), tmp_path / "out")
+    monkeypatch.setattr(room, "hide_into", lambda folder, method, *more: Speed.so_far(folder / "hiding.json"))
+    monkeypatch.setattr(room, "recover_elsewhere", lambda folder, *more: Speed.so_far(folder / "opening.json"))
+    added = {"seen": {"class_path": f"{__name__}.Count"}}
+    assert compare(write(tmp_path / "c.yaml", metrics=added), tmp_path / "out") == 0
+    figures = read_results(tmp_path / "out" / "results.jsonl")
+    assert {(f.method, f.n) for f in figures if f.metric == "x_faces_seen"} == {("blur", 6), ("SDN", 6)}
+    assert "recovered" in {f.leg for f in figures}
+    assert "faces seen" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_code_that_judges_makes_no_picture():
+    rooms = ("metrics/recovery.py", "judges.py", "anonymizer.py")
+    assert [_makes(f"lightning_modules/{name}") for name in rooms] == [False, False, True]
+    assert [_makes(f"experiments/{name}.py") for name in ("exchange", "report")] == [True, False]
+    assert _makes("flows/coupling.py")
+    assert code_digest(making=True) != code_digest()
 
 
 def test_one_failed_method_does_not_lose_the_others(tmp_path):
