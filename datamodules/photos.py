@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -88,7 +90,7 @@ class Job(Protocol):
     failures: int
 
     def wanted(self, found: Found, digest: str) -> bool:
-        """Whether this picture, by the SHA-256 of its file, is still to be done."""
+        """Whether this picture, by the SHA-256 of its file, is still to be done; asked from several threads."""
         ...
 
     def look(self, photo: Photo) -> OpenPhoto:
@@ -121,16 +123,26 @@ class Photos(L.LightningDataModule):
         size: Pixels of the side of a crop.
         batch_size: Faces a batch.
         keep_metadata: Whether the safe part of EXIF is kept.
+        workers: Threads that read pictures ahead, one each; with 0 each is read when its turn comes.
+
+    Raises:
+        ValueError: ``batch_size`` is less than one, or ``workers`` is negative.
     """
 
     def __init__(
-        self, found: Sequence[Found], job: Job, size: int, batch_size: int = 4, keep_metadata: bool = False
+        self,
+        found: Sequence[Found],
+        job: Job,
+        size: int,
+        batch_size: int = 4,
+        keep_metadata: bool = False,
+        workers: int = 0,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size < 1 or workers < 0:
+            raise ValueError(f"batch_size must be at least 1 and workers 0, got {batch_size} and {workers}")
         self.found, self.job, self.size = found, job, size
-        self.batch_size, self.keep_metadata = batch_size, keep_metadata
+        self.batch_size, self.keep_metadata, self.workers = batch_size, keep_metadata, workers
         self.open: dict[int, tuple[OpenPhoto, int]] = {}
         """Faces under way by their running number: the picture, and the face's number in it."""
 
@@ -149,8 +161,8 @@ class _Faces(IterableDataset):
         photos, sample = self.photos, 0
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
-        for found in photos.found[rank::world]:
-            opened = _open(found, photos)
+        for found, read in _ahead(photos.found[rank::world], photos):
+            opened = _open(found, read, photos)
             if opened is None:
                 continue
             for index in range(len(opened.places)):
@@ -159,19 +171,55 @@ class _Faces(IterableDataset):
                 sample += 1
 
 
-def _open(found: Found, photos: Photos) -> OpenPhoto | None:
-    """A picture with faces to change; ``None`` where it is done already, or at once."""
-    job, digest = photos.job, ""
+class Read(NamedTuple):
+    """What reading a picture gave: its hash, and pixels; neither error nor pixels where it is done already."""
+
+    digest: str = ""
+    photo: Photo | None = None
+    error: Exception | None = None
+
+
+def _ahead(files: Sequence[Found], photos: Photos) -> Iterator[tuple[Found, Read]]:
+    """Pictures in order, each read by then; no more than the threads are read ahead."""
+    if not photos.workers:
+        yield from ((found, _read(found, photos)) for found in files)
+        return
+    with ThreadPoolExecutor(photos.workers, "reading") as pool:
+        waiting: deque[tuple[Found, Future[Read]]] = deque()
+        for found in files:
+            waiting.append((found, pool.submit(_read, found, photos)))
+            if len(waiting) > photos.workers:
+                first, read = waiting.popleft()
+                yield first, read.result()
+        for found, read in waiting:
+            yield found, read.result()
+
+
+def _read(found: Found, photos: Photos) -> Read:
+    """A picture from its file, unless it is done already."""
+    digest = ""
     try:
         data = found.path.read_bytes()
         digest = sha256(data).hexdigest()
-        if not job.wanted(found, digest):
-            return None
-        photo = read_photo(found, photos.keep_metadata, data)
+        if not photos.job.wanted(found, digest):
+            return Read(digest)
+        return Read(digest, read_photo(found, photos.keep_metadata, data))
+    except Exception as error:  # whatever is wrong with one picture, the others are done
+        return Read(digest, error=error)
+
+
+def _open(found: Found, read: Read, photos: Photos) -> OpenPhoto | None:
+    """A picture with faces to change; ``None`` where it is done already, or at once."""
+    job, photo = photos.job, read.photo
+    if photo is None:
+        if read.error is not None:
+            job.failed(found, read.digest, read.error)
+        return None
+    try:
         opened = job.look(photo)
         opened.crops = [warp(photo.pixels, place.matrix, photos.size) for place in opened.places]
-    except Exception as error:  # whatever is wrong with one picture, the others are done
-        job.failed(found, digest, error)
+    except Exception as error:  # as above
+        job.failed(found, read.digest, error)
         return None
     if not opened.places:
         job.done(opened, photo.pixels)

@@ -8,6 +8,7 @@ from collections import Counter
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -56,14 +57,16 @@ class PhotoJob:
         self.counts: Counter[str] = Counter()
         self._written: set[str] = set()
         self._secret = secret
+        self._lock = Lock()  # pictures are read in threads
         self._stretched: dict[tuple[bytes, Cost], MasterKey] = {}
 
     def stretched(self, header: Header) -> MasterKey:
         """The secret stretched as a header says; once a run that wrote headers."""
         assert self._secret is not None
-        if (header.salt, header.cost) not in self._stretched:
-            self._stretched[header.salt, header.cost] = stretch(self._secret, header.salt, header.cost)
-        return self._stretched[header.salt, header.cost]
+        with self._lock:
+            if (header.salt, header.cost) not in self._stretched:
+                self._stretched[header.salt, header.cost] = stretch(self._secret, header.salt, header.cost)
+            return self._stretched[header.salt, header.cost]
 
     def wanted(self, found: Found, digest: str) -> bool:
         """Whether a picture is not yet done, as the manifest, the files and the secret say."""
@@ -74,8 +77,9 @@ class PhotoJob:
             return True
         if not self.trusts(entry, found):
             return True
-        self.counts["done before"] += 1
-        self._written.update(files)
+        with self._lock:
+            self.counts["done before"] += 1
+            self._written.update(files)
         self.bar.advance(self.bar.task_ids[0])
         return False
 
@@ -99,8 +103,9 @@ class PhotoJob:
 
     def count(self, status: str, name: str | None = None) -> None:
         """Count a picture, and remember its output."""
-        self._written.update([name] if name else [])
-        self.counts[status] += 1
+        with self._lock:
+            self._written.update([name] if name else [])
+            self.counts[status] += 1
         self.bar.advance(self.bar.task_ids[0])
 
     def write(

@@ -79,6 +79,7 @@ def anonymize(
     lossless: bool = False,
     refine: int | None = None,
     batch_size: int = 4,
+    workers: int = 2,
     accelerator: str = "auto",
     devices: int | str = 1,
 ) -> int:
@@ -106,6 +107,7 @@ def anonymize(
         lossless: Write clips without any loss (FFV1 in Matroska, many times as large); by default H.264, hardly lossy.
         refine: Steps of optimisation a face, for ifadit.
         batch_size: Faces at once.
+        workers: Pictures read ahead, each in a thread of its own.
         accelerator: Lightning's.
         devices: Lightning's.
 
@@ -126,7 +128,7 @@ def anonymize(
     )
     check_options(network, hiding)
     secret = read_secret(secret_file, confirm=True) if needs_secret(network, hiding) else None
-    running = Running(batch_size, accelerator, devices, lossless)
+    running = Running(batch_size, accelerator, devices, lossless, workers)
     return anonymize_files(found, folder, network, hiding, secret, running, except_for)
 
 
@@ -136,9 +138,11 @@ class Running:
 
     Attributes:
         batch_size: Faces at once.
+        workers: Pictures read ahead, each in a thread of its own.
         accelerator: Lightning's.
         devices: Lightning's.
         lossless: Whether clips are written without any loss.
+        workers: Pictures read ahead.
         bar: Progress; ``None`` draws one on the terminal.
     """
 
@@ -146,6 +150,7 @@ class Running:
     accelerator: str = "auto"
     devices: int | str = 1
     lossless: bool = False
+    workers: int = 0
     bar: Progress | None = None
 
 
@@ -220,6 +225,7 @@ def recover(
     lossless: bool = False,
     refine: int | None = None,
     batch_size: int = 4,
+    workers: int = 2,
     accelerator: str = "auto",
     devices: int | str = 1,
 ) -> int:
@@ -235,6 +241,7 @@ def recover(
         lossless: Write clips without any loss (FFV1 in Matroska, many times as large); by default H.264, hardly lossy.
         refine: Steps of optimisation a face, for ifadit.
         batch_size: Faces at once.
+        workers: Pictures read ahead, each in a thread of its own.
         accelerator: Lightning's.
         devices: Lightning's.
 
@@ -249,7 +256,7 @@ def recover(
     chosen = method or method_of(found)
     network, name = (None, "none") if chosen is None else load_photo_method(chosen, weights, refine, accelerator)
     secret = read_secret(secret_file)
-    running = Running(batch_size, accelerator, devices, lossless)
+    running = Running(batch_size, accelerator, devices, lossless, workers)
     return recover_files(found, folder, network, name, secret, running, keep_metadata)
 
 
@@ -478,7 +485,7 @@ def _predict(
 
     Without a method, none of the pictures has a face for a network.
     """
-    photos = Photos(found, job, step.method.size if step else 1, running.batch_size, keep_metadata)
+    photos = Photos(found, job, step.method.size if step else 1, running.batch_size, keep_metadata, running.workers)
     job.photos = photos
     if step is None:
         for _ in photos.predict_dataloader():

@@ -452,6 +452,26 @@ def test_a_second_run_goes_on_where_the_first_was_stopped(monkeypatch, capsys):
     assert entries()[-1] == {"pictures": 4, "counts": {"done before": 4}}
 
 
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_pictures_read_ahead_come_in_order_and_so_do_their_failures(workers, capsys):
+    for seed in range(5):
+        save(f"in/{seed}.png", seed=seed)
+    Path("in/2.png").write_bytes(b"no picture")
+    assert hide("in", workers=workers, batch_size=1) == 1
+    assert "2.png: it is not a picture" in " ".join(capsys.readouterr().err.split())
+    told = [line["picture"] for line in entries() if line.get("status") == "anonymized"]
+    assert told == ["0.png", "1.png", "3.png", "4.png"]
+    assert hide("in", workers=workers, batch_size=1) == 1
+    assert entries()[-1]["counts"] == {"done before": 4, "failed": 1}
+    assert files("safe") == ["0.png", "1.png", "3.png", "4.png", "manifest.jsonl"]
+
+
+def test_workers_are_none_or_more(capsys):
+    save("in/0.png")
+    assert hide("in", workers=-1) == 1
+    assert "workers 0" in capsys.readouterr().err
+
+
 def test_a_killed_run_goes_on():
     for seed in range(3):
         save(f"in/{seed}.png", seed=seed)
