@@ -112,6 +112,16 @@ def test_every_kind_of_pixels_becomes_rgb_of_8_bits(tmp_path):
             assert (photo.pixels == grey[..., None]).all()
 
 
+def test_a_picture_of_a_telephone_becomes_a_png(tmp_path):
+    """HEIC, which is lossy: colours are near."""
+    smooth = np.kron(np.arange(0, 240, 40, dtype=np.uint8)[:, None, None], np.ones((16, 96, 3), np.uint8))
+    photo = read_photo(save(tmp_path / "a.heic", Image.fromarray(smooth), quality=95))
+    assert np.abs(photo.pixels.astype(int) - smooth).mean() < 3
+    assert (photo.format, photo.output) == ("PNG", "a.heic.png")
+    data, _ = encode_photo(photo, photo.pixels, None)
+    assert data.startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("suffix", ["png", "webp"])
 def test_opacity_and_profile_are_kept_bit_for_bit(tmp_path, suffix):
     four = np.dstack([PIXELS, np.arange(24 * 32, dtype=np.uint8).reshape(24, 32)])
