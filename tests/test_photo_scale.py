@@ -19,7 +19,6 @@ TOYS = """
 import experiments.anonymizing, experiments.photos, lightning_modules.callbacks.paste_back as gate
 from toy_photos import ToyDetector, ToyJudge
 from lightning_modules.callbacks.paste_back import Gate
-from lightning_modules.carriers import to_pixels
 from lightning_modules.keys import Cost
 experiments.photos.default_detector = ToyDetector
 experiments.photos.Gate = lambda: Gate(ToyJudge(), 0.9)
