@@ -322,24 +322,23 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="there is no chromium")
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_fits_a_phone_and_a_desk_and_prints(out, tmp_path_factory, width):
+def test_the_page_fits_a_phone_and_a_desk_and_prints(out, tmp_path_factory):
     (out / "scores.jsonl").write_text("".join(line.to_json() + "\n" for line in scores_of("sdn | long", "orl")))
     write_report(out)
-    outer = tmp_path_factory.mktemp("browser") / "outer.html"
-    frame = f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{{}}"></iframe>'
-    told = "document.title = document.querySelector('iframe').contentDocument.documentElement.scrollWidth"
-    page = html.escape((out / "report.html").read_text())
-    outer.write_text(f"<body>{frame.format(page)}<script>onload = () => {{ {told} }}</script>")
+    outer, page = tmp_path_factory.mktemp("browser") / "outer.html", html.escape((out / "report.html").read_text())
+    # in frames, since a window has a smallest width
+    frames = [f'<iframe style="width:{w}px;height:900px;border:0" srcdoc="{page}"></iframe>' for w in (390, 1280)]
+    told = "[0, 1].map(at => frames[at].document.documentElement.scrollWidth).join()"
+    outer.write_text(f"<body>{''.join(frames)}<script>onload = () => {{ document.title = {told} }}</script>")
 
     def chromium(*words):
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *words]
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
     said = chromium("--dump-dom", "--virtual-time-budget=5000", outer.as_uri())
-    assert re.search(r"<title>(\d+)</title>", said).group(1) == str(width)
+    assert re.search(r"<title>([\d,]+)</title>", said).group(1) == "390,1280"  # nothing is wider than its frame
     chromium(f"--print-to-pdf={outer.parent / 'page.pdf'}", "--no-pdf-header-footer", (out / "report.html").as_uri())
-    assert (outer.parent / "page.pdf").stat().st_size > 10_000
+    assert (outer.parent / "page.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_plain_words_quote_the_judge_that_speaks_most_against_the_method(run):
