@@ -88,7 +88,7 @@ def histograms(faces: Embeddings) -> list[Histogram]:
     picture with itself (1 for a cosine, 0 for a distance). Those across two keys have the bins of
     :func:`~lightning_modules.metrics.diversity.linkability` instead, and are left out where that figure is.
     """
-    top = float(faces.paired("original", "original").max().round())
+    top = float(faces.paired("original", "original").max().round() + 0.0)  # + 0: of a distance it would be -0
     edges = torch.linspace(top - SPAN, top, BINS + 1, dtype=torch.float64)
     scores = {
         "genuine": _genuine(faces),
