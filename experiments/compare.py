@@ -30,10 +30,10 @@ from datamodules.detection import default_detector
 from datamodules.files import write_whole
 from experiments.build import build, configuration, load_method, method_spec, read_yaml
 from experiments.embeddings import Remembering
-from experiments.exchange import comparison_secret, hide_into, read_trip
+from experiments.exchange import comparison_secret, hide_into, nearby_trips, read_trip
 from experiments.guards import Guard, check_judges
 from experiments.opening import recover_elsewhere
-from experiments.provenance import code_digest, commit, file_digest, versions
+from experiments.provenance import code_digest, commit, file_digest, told_faces, versions
 from experiments.report import write_report
 from experiments.report_pictures import folder_name
 from lightning_modules.anonymizer import ReversibleAnonymizer, resize
@@ -43,6 +43,7 @@ from lightning_modules.metrics.identity import IdentityScores
 from lightning_modules.metrics.measured import RoundTripMetric
 from lightning_modules.metrics.pollution import Pollution
 from lightning_modules.metrics.recovery import PictureQuality
+from lightning_modules.metrics.scores import Histogram
 from lightning_modules.metrics.utility import FacesDetected
 from lightning_modules.protocol import Figure, append_results
 from lightning_modules.trained import weights_hash
@@ -64,6 +65,7 @@ class Comparison:
         other_keys: Unrelated keys that each face is also hidden under in a PNG, for diversity; one in other formats.
         wrong_keys: Random wrong keys that each face's PNG is opened with, and as many nearly right ones; other
             formats are with one.
+        sensitivity: Open each face's PNG also with keys at several distances from the right one, for a curve.
         metrics: Name → class of a :class:`~lightning_modules.metrics.measured.RoundTripMetric` to measure beside the
             others.
         batch_size: Faces at a time.
@@ -80,6 +82,7 @@ class Comparison:
     carriers: list[str] = dataclasses.field(default_factory=lambda: ["png"])
     other_keys: int = 1
     wrong_keys: int = 8
+    sensitivity: bool = False
     batch_size: int = 8
     seed: int = 0
     allow_loss_judges: bool = False
@@ -154,6 +157,7 @@ class _Run:
         }
         self.thresholds = {name: load_calibration(judge) for name, judge in self.judges.items()}
         self.rows: list[dict[str, Any]] = []
+        self.faces: dict[str, dict[str, Any]] = {}
         self.failures: list[dict[str, str]] = []
         self.left_out: list[str] = []
 
@@ -195,6 +199,7 @@ class _Run:
     def _faces(self, data: str, spec: dict[str, Any]) -> tuple[L.LightningDataModule, list[FaceBatch]]:
         """The test faces in batches, as large as they come; originals are written out at the comparison's size."""
         datamodule, whole = test_faces(data, spec, self.plan.faces)
+        self.faces[data] = told_faces(whole)
         folder = self.out / "faces" / data / "original"
         for image, sample in zip(whole.image, whole.sample, strict=True):
             write_whole(folder / f"{int(sample):06d}.png", encode(resize(image[None], self.plan.size)[0]))
@@ -239,13 +244,16 @@ class _Run:
             "size": method.size,
             "faces": row["faces"],
         }
-        figures = []
+        figures, scores = [], []
         for carrier in self.plan.carriers:
-            figures += self._measure(data, name, spec, guard, batches, carrier, making)
+            measured, counted = self._measure(data, name, spec, guard, batches, carrier, making)
+            figures += measured
+            scores += [json.loads(dataclasses.replace(found, method=name, data=data).to_json()) for found in counted]
         figures = [dataclasses.replace(figure, **common) for figure in figures]
         self.rows.append(row)
         lines = [json.loads(figure.to_json()) for figure in figures]
-        write_whole(part, json.dumps({"fingerprint": fingerprint, "row": row, "figures": lines}).encode())
+        done = {"fingerprint": fingerprint, "row": row, "figures": lines, "scores": scores}
+        write_whole(part, json.dumps(done).encode())
 
     def _measure(
         self,
@@ -256,8 +264,10 @@ class _Run:
         batches: list[FaceBatch],
         carrier: str,
         making: str,
-    ) -> list[Figure]:
+    ) -> tuple[list[Figure], list[Histogram]]:
         """Hide the faces into files, open the files with header and secret alone, and judge what is in the files.
+
+        Scores are counted for PNG alone.
 
         Files of an earlier run that was stopped are taken as they are, if it was to do the same to the same faces with
         the same tensors and the same code; that of judges and metrics does not count.
@@ -272,6 +282,7 @@ class _Run:
                 shutil.rmtree(folder)
             write_whole(mark, made_by)
         others, tries = (self.plan.other_keys, self.plan.wrong_keys) if carrier == "png" else (1, 1)
+        curve = self.plan.sensitivity and carrier == "png"
         faces, seed = sum(len(batch.image) for batch in batches), self.plan.seed
         with self._bar(f"hiding, {carrier}", faces) as tell:
             hiding = hide_into(folder, method, batches, comparison_secret(seed), seed, carrier, others, tell)
@@ -279,21 +290,26 @@ class _Run:
         opening = None
         if method.reversible:
             with self._bar(f"opening, {carrier}", faces) as tell:
-                opening = recover_elsewhere(folder, spec, method, seed, tries, tell)
+                opening = recover_elsewhere(folder, spec, method, seed, tries, tell, curve)
         near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
         metrics: list[RoundTripMetric] = [PictureQuality(lpips=True, near_key=near)]
-        metrics += [IdentityScores(j, self.thresholds[n].threshold, near) for n, j in self.judges.items()]
+        judged = self._judged(near)
+        metrics += judged
         metrics += [build(RoundTripMetric, found, f"metric {n!r}") for n, found in self.plan.metrics.items()]
         if carrier == "png":
             metrics += [FacesDetected(default_detector()), Pollution()]
+        nearby: dict[str, list[IdentityScores]] = {}
         guard.judge(read_trip(folder, batch, self.plan.size) for batch in batches)
         with self._bar(f"judging, {carrier}", faces) as tell:
             for number, batch in enumerate(batches, start=1):
                 trip = read_trip(folder, batch, self.plan.size)
                 for metric in metrics:
                     metric.update(trip)
+                for key, opened in nearby_trips(folder, batch, self.plan.size).items() if curve else ():
+                    for metric in nearby.setdefault(key, self._judged(key)):
+                        metric.update(opened)
                 tell(round(faces * number / len(batches)))
-        figures = [figure for metric in metrics for figure in metric.figures()]
+        figures = [figure for metric in sum(nearby.values(), metrics) for figure in metric.figures()]
         figures = [dataclasses.replace(f, carrier=carrier) for f in figures]
         if carrier == "png":
             for leg, speed in (("anonymized", hiding), ("recovered", opening)):
@@ -303,7 +319,11 @@ class _Run:
                     )
             params = sum(p.numel() for p in method.parameters())
             figures.append(Figure(metric="params", value=float(params), n=1, carrier=None, key=None))
-        return figures
+        return figures, [scores for metric in judged for scores in metric.histograms()] if carrier == "png" else []
+
+    def _judged(self, near_key: str) -> list[IdentityScores]:
+        """A metric for each judge."""
+        return [IdentityScores(j, self.thresholds[n].threshold, near_key) for n, j in self.judges.items()]
 
     @contextmanager
     def _bar(self, what: str, faces: int) -> Iterator[Callable[[int], None]]:
@@ -330,7 +350,7 @@ class _Run:
         }
         judged = {
             **told,
-            **{key: plan[key] for key in ("size", "carriers", "judges", "metrics", "allow_loss_judges")},
+            **{key: plan[key] for key in ("size", "carriers", "judges", "metrics", "allow_loss_judges", "sensitivity")},
             "thresholds": {key: dataclasses.asdict(value) for key, value in self.thresholds.items()},
             "code": code_digest(),
         }
@@ -342,12 +362,16 @@ class _Run:
         results = self.out / "results.jsonl"
         beside = results.with_name("results.jsonl.part")
         beside.unlink(missing_ok=True)
+        scores = ""
         for row in self.rows:
             part = self.out / "parts" / f"{row['data']}--{folder_name(row['method'])}.json"
-            append_results(beside, [Figure(**line) for line in json.loads(part.read_text())["figures"]])
+            done = json.loads(part.read_text())
+            append_results(beside, [Figure(**line) for line in done["figures"]])
+            scores += "".join(json.dumps(found) + "\n" for found in done["scores"])
         results.unlink(missing_ok=True)
         if self.rows:
             os.replace(beside, results)
+            write_whole(self.out / "scores.jsonl", scores.encode())
         judges = [
             {"name": judge.name, "weights": judge.weights, **dataclasses.asdict(self.thresholds[name])}
             for name, judge in self.judges.items()
@@ -364,6 +388,7 @@ class _Run:
             "command": f"keyveil compare {self.config.as_posix()} --out {self.out.as_posix()}",
             "versions": versions(),
             "rows": self.rows,
+            "faces": self.faces,
             "judges": judges,
             "left_out": self.left_out,
             "failures": self.failures,

@@ -21,6 +21,7 @@ from lightning_modules.carriers import decode, encode
 from lightning_modules.keys import Cost, Header, KeyRing, Secret, stretch
 from lightning_modules.trained import weights_hash
 
+NEARBY = "nearby"  # folder of what keys at several distances from the right one open
 SUFFIX = {"png": ".png", "half": ".png", "noise1": ".png", "webp80": ".webp"}  # the JPEG qualities: .jpg
 
 
@@ -80,13 +81,19 @@ def hide_into(
 
 
 def recover_from(
-    folder: Path, method: ReversibleAnonymizer, secret: Secret, batch_size: int = 8, wrong_keys: int = 1
+    folder: Path,
+    method: ReversibleAnonymizer,
+    secret: Secret,
+    batch_size: int = 8,
+    wrong_keys: int = 1,
+    sensitivity: bool = False,
 ) -> Speed:
     """Open the files of ``folder`` with the right key, with random wrong ones, and with as many that are nearly right.
 
     It is given the folder, the method and the secret, and has no way to the originals. What wrong keys open lies in
     ``wrongly_recovered/``, ``wrongly_recovered-2/`` and so on, what a wrong attribute opens in ``wrong_attribute/``.
-    What lies there already is left as it is.
+    What lies there already is left as it is. With ``sensitivity``, keys at further distances from the right one
+    (:meth:`~lightning_modules.keys.KeySpec.nearby`) open into ``nearby/bits-4/`` and so on.
 
     Returns:
         Faces recovered, and the seconds that took over all runs, without keys and files.
@@ -108,6 +115,9 @@ def recover_from(
             tried[leg] = (face, _numbers(method, partial(keys.wrong, index=index), sample))
         for index, leg in enumerate(_legs("nearly_recovered", tries)):  # bits from all over the key
             tried[leg] = (face, method.key_spec.one_off(right, index * max(1, method.key_spec.length // tries)))
+        if sensitivity:
+            nearby = method.key_spec.nearby(right, sample)
+            tried |= {f"{NEARBY}/{word}": (face, numbers) for word, numbers in nearby.items()}
         if method.attributes:
             flipped = face.attributes.clone()
             flipped[torch.arange(len(chunk)), sample % method.attributes] *= -1
@@ -177,24 +187,36 @@ def _fill(folder: Path, sample: Tensor, carrier: str, make: Callable[[], Tensor 
 def read_trip(folder: Path, batch: FaceBatch, size: int) -> RoundTrip:
     """The legs of a batch's faces as they lie in ``folder``, at ``size`` pixels; empty where there is none."""
 
-    def leg(name: str) -> Tensor:
-        files = [next(iter(folder.glob(f"{name}/{int(s):06d}.*")), None) for s in batch.sample]
-        if any(file is None for file in files):
-            return batch.image.new_zeros((len(files), 0))
-        return torch.cat([resize(decode(file.read_bytes())[None], size) for file in files])
-
     def further(name: str) -> Tensor:
         legs = _legs(name, len(list(folder.glob(f"{name}*"))))[1:]
-        return torch.stack([leg(name) for name in legs], 1) if legs else batch.image.new_zeros((len(batch.image), 0))
+        if not legs:
+            return batch.image.new_zeros((len(batch.image), 0))
+        return torch.stack([_leg(folder / name, batch, size) for name in legs], 1)
 
     made = ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered", "wrong_attribute", "inverted")
-    return RoundTrip.of(
-        resize(batch.image, size),
-        identity=batch.identity,
-        sample=batch.sample,
-        mask=batch.mask,
+    return _trip(
+        batch,
+        size,
         other_again=further("other"),
         wrong_again=further("wrongly_recovered"),
         near_again=further("nearly_recovered"),
-        **{name: leg(name) for name in made},
+        **{name: _leg(folder / name, batch, size) for name in made},
     )
+
+
+def nearby_trips(folder: Path, batch: FaceBatch, size: int) -> dict[str, RoundTrip]:
+    """Key of the protocol → what it opened, as ``nearly_recovered`` of a round trip that has no other leg."""
+    legs = sorted((folder / NEARBY).glob("*"))
+    return {leg.name: _trip(batch, size, nearly_recovered=_leg(leg, batch, size)) for leg in legs}
+
+
+def _leg(folder: Path, batch: FaceBatch, size: int) -> Tensor:
+    files = [next(iter(folder.glob(f"{int(s):06d}.*")), None) for s in batch.sample]
+    if any(file is None for file in files):
+        return batch.image.new_zeros((len(files), 0))
+    return torch.cat([resize(decode(file.read_bytes())[None], size) for file in files])
+
+
+def _trip(batch: FaceBatch, size: int, **legs: Tensor) -> RoundTrip:
+    face = {"identity": batch.identity, "sample": batch.sample, "mask": batch.mask}
+    return RoundTrip.of(resize(batch.image, size), **face, **legs)

@@ -20,6 +20,11 @@ GLOSSARY: dict[str, Entry] = {
         "Share of faces that a recogniser takes for the original person, at a threshold where it takes one "
         "in a thousand pairs of strangers for the same person (TAR at a FAR of 0.1 %).",
     ),
+    "tar_worst_bit": Entry(
+        "accepted, worst bit",
+        "The same share for the one wrong bit that guards least, of the bits that were tried in every face; "
+        "these are all bits of the key only where as many wrong keys were tried.",
+    ),
     "similarity": Entry(
         "similarity",
         "Mean similarity of a recogniser's embeddings, higher is more alike: the cosine, or the negative "

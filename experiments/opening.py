@@ -30,6 +30,7 @@ def recover_elsewhere(
     seed: int,
     wrong_keys: int = 1,
     tell: Callable[[int], None] = lambda done: None,
+    sensitivity: bool = False,
 ) -> Speed:
     """As :func:`~experiments.exchange.recover_from`, by another process.
 
@@ -43,6 +44,7 @@ def recover_elsewhere(
         seed: Of the comparison.
         wrong_keys: As of :func:`~experiments.exchange.recover_from`.
         tell: Hears every second how many faces were recovered.
+        sensitivity: As of :func:`~experiments.exchange.recover_from`.
 
     Raises:
         RuntimeError: If the method cannot open the files so, with the last that the process said.
@@ -57,6 +59,7 @@ def recover_elsewhere(
             "folder": str(folder.resolve()),
             "seed": seed,
             "wrong_keys": wrong_keys,
+            "sensitivity": sensitivity,
             "parent": os.getpid(),
         }
         with subprocess.Popen(
@@ -103,7 +106,8 @@ def main() -> int:
         method = build(ReversibleAnonymizer, order, "method").eval()
         method.load_state_dict(load_file(order["state"]))
         secret = comparison_secret(order["seed"])
-        speed = recover_from(Path(order["folder"]), method, secret, wrong_keys=order["wrong_keys"])
+        tries = {name: order[name] for name in ("wrong_keys", "sensitivity")}
+        speed = recover_from(Path(order["folder"]), method, secret, **tries)
     except Exception as error:  # told by the one who asked
         print(f"{type(error).__name__}: {one_sentence(error)}", file=sys.stderr)
         return 1

@@ -8,8 +8,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 
 from datamodules.files import write_whole
+from experiments import report_charts, report_scores
 from experiments import report_pictures as pictures
 from experiments.glossary import GLOSSARY, REFERENCES, entry, metric_word
+from experiments.published import PUBLISHED, WARNING
 from experiments.report_run import Run
 from experiments.report_table import (
     COST,
@@ -92,6 +94,10 @@ def markdown(run: Run, tables: list[Table]) -> str:
                 ["of", "figure", *(_md(row.method) for row in table.rows)],
                 ([section, _md(title), *map(_md_cell, cells)] for section, title, cells in table.others),
             )
+    lines += [f"## Published elsewhere ({WARNING})", ""]
+    for published in PUBLISHED:
+        lines += [f"{_md(published.title)}, from the tables of {_md(published.source)}:", ""]
+        lines += _md_table(published.head, (map(_md, row) for row in published.rows))
     if run.info["failures"]:
         lines += ["## Failed", ""]
         lines += [f"- **{_md(f['method'])}** on {_md(f['data'])}: {_md(f['why'])}" for f in run.info["failures"]] + [""]
@@ -152,7 +158,7 @@ def page(run: Run, tables: list[Table]) -> str:
             "table": table,
             "summary": summary(run, table.data),
             "groups": _groups(table.columns),
-            "charts": pictures.charts(run, table.data),
+            "charts": report_charts.charts(run, table.data) + report_scores.charts(run, table.data),
             "faces": pictures.face_rows(run, table.data),
         }
         for table in tables
@@ -162,6 +168,8 @@ def page(run: Run, tables: list[Table]) -> str:
         title=run.info.get("name") or "comparison",
         sections=sections,
         cost=COST,
+        published=PUBLISHED,
+        warning=WARNING,
         judges=judge_rows(run),
         provenance=provenance(run),
         glossary=[entry(word) for word in [*GLOSSARY, *sorted(words - set(GLOSSARY))] if word in words],

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lightning_modules.metrics.scores import Histogram, read_scores
 from lightning_modules.protocol import Figure, direction, read_results
 
 TAR = "tar@far=1e-3"
@@ -35,6 +36,10 @@ class Run:
         self.figures: dict[tuple[str, str], dict[tuple, Figure]] = {}
         for figure in self.lines:  # a figure that was measured again replaces the first
             self.figures.setdefault((figure.method, figure.data), {})[slot(figure)] = figure
+        scores = out / "scores.jsonl"
+        self.scores: dict[tuple[str, str, str], dict[str, Histogram]] = {}
+        for found in read_scores(scores) if scores.is_file() else ():
+            self.scores.setdefault((found.method, found.data, found.judge), {})[found.name] = found
         self.rows = {(row["method"], row["data"]): row for row in self.info["rows"]}
         self.failures = {(row["method"], row["data"]): row["why"] for row in self.info["failures"]}
 
@@ -83,7 +88,7 @@ class Run:
 
 
 def _read_info(path: Path) -> dict[str, Any]:
-    info: dict[str, Any] = {"rows": [], "judges": [], "left_out": [], "failures": []}
+    info: dict[str, Any] = {"rows": [], "judges": [], "left_out": [], "failures": [], "faces": {}}
     if path.is_file():
         try:
             info.update(json.loads(path.read_text(encoding="utf-8")))

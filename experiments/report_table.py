@@ -174,13 +174,19 @@ def _order(figure: Figure) -> tuple[bool | int, ...]:
     )
 
 
+_KEY = {"random": "random key", "one-bit": "one bit off", "fixed": "one key for all"}
+_KEY |= {key: f"{key.removeprefix('bits-')} bits off" for key in KEYS if key.startswith("bits-")}
+_KEY |= {key: f"key at {key.replace('-', ' ')}" for key in KEYS if key.startswith("cosine-")}
+_KEY |= {"attribute": "one attribute wrong"}
+
+
 def _title(figure: Figure) -> tuple[str, str]:
     """Section and name of a figure that has no column of its own."""
     leg = LEGS[figure.leg] if figure.leg else "the method"
     by_file = figure.carrier not in (None, "png")
     section = f"{leg}, through {figure.carrier}" if by_file else leg
     key = figure.key if figure.leg == "wrongly_recovered" or figure.key == "fixed" else None
-    words = [figure.judge, figure.reference, {"random": "random key", "fixed": "one key for all"}.get(key, key)]
+    words = [figure.judge, figure.reference, _KEY.get(key, key)]
     words += ["inside the face mask"] if figure.region == "face" else []
     head = f"{entry(figure.metric).title} {arrow(figure.metric, figure.leg, figure.reference)}".rstrip()
     return section, ", ".join(word for word in (head, *words) if word)
@@ -232,7 +238,11 @@ def _sentence(run: Run, method: str, data: str) -> Sentence:
     if back is None:
         return Sentence(method, text + "no recovery was measured.")
     text += f"{_share(back)} come back with the right key ({_by(back)})"
-    return Sentence(method, text + (f", {_share(wrong)} with a wrong one ({_by(wrong)})." if wrong else "."))
+    return Sentence(
+        method,
+        text
+        + (f", {_share(wrong)} with a wrong one ({_by(wrong)}, {_KEY.get(wrong.key, wrong.key)})." if wrong else "."),
+    )
 
 
 def _share(figure: Figure) -> str:
@@ -294,6 +304,10 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         "versions": ", ".join(f"{name} {word}" for name, word in info.get("versions", {}).items()),
     }
     lines = [(name, str(word)) for name, word in told.items() if word not in (None, "")]
+    lines += [
+        (f"test faces of {data}", f"{found['faces']:,} of {found['people']:,} people, pixels {found['pixels']}")
+        for data, found in info["faces"].items()
+    ]
     weights = {}
     for figure in run.lines:
         if figure.weights:

@@ -12,7 +12,7 @@ from experiments import compare as room
 from experiments.build import build, load_method, method_spec, read_yaml
 from experiments.compare import Comparison, choose_faces, compare
 from experiments.exchange import Speed, hide_into, read_trip, recover_from
-from experiments.provenance import _makes, code_digest
+from experiments.provenance import _makes, code_digest, told_faces
 from flows.conjugate import Conjugate
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.calibration import Calibration
@@ -20,6 +20,7 @@ from lightning_modules.ifadit import IFADITTransform
 from lightning_modules.keys import KeyRing, KeySpec, Secret
 from lightning_modules.metrics.identity import IdentityScores
 from lightning_modules.metrics.measured import Measured, RoundTripMetric
+from lightning_modules.metrics.scores import read_scores
 from lightning_modules.protocol import read_results
 from lightning_modules.sdn import SDN
 
@@ -85,6 +86,24 @@ def test_every_method_on_every_data_set_ends_in_a_table(tmp_path):
     assert all(f.data == "noise" and f.config.endswith("c.yaml") for f in figures)
     for name in ("table.md", "report.html", "grid.png", "run.json"):
         assert (tmp_path / "out" / name).stat().st_size > 100
+
+
+def test_scores_keys_nearby_and_hashes_of_the_faces_are_kept(tmp_path):
+    config = write(tmp_path / "c.yaml", sensitivity=True, wrong_keys=2)
+    assert compare(config, tmp_path / "out") == 0
+    figures = read_results(tmp_path / "out" / "results.jsonl")
+    found = {f.key for f in figures if f.method == "SDN" and f.leg == "wrongly_recovered"}
+    assert found == {"random", "one-bit", "bits-2"}  # of eight bits
+    assert {f.method for f in figures if f.metric == "tar_worst_bit"} == {"SDN"}
+    scores = {(s.method, s.judge, s.name): s for s in read_scores(tmp_path / "out" / "scores.jsonl")}
+    assert {method for method, _, _ in scores} == {"blur", "SDN"}
+    assert scores["SDN", "linear", "wrongly_recovered"].n == 12
+    assert scores["SDN", "linear", "anonymized"].threshold == 0.9
+    told = json.loads((tmp_path / "out" / "run.json").read_text())["faces"]["noise"]
+    assert (told["faces"], told["people"]) == (6, 6)
+    assert told == told_faces(room.test_faces("noise", {"class_path": "conftest.NoiseFaces"}, 6)[1])
+    darker = NoiseFaces().whole()
+    assert told_faces(darker._replace(image=darker.image - 2 / 255)) != told_faces(darker)
 
 
 def test_a_second_run_goes_on_where_the_first_stopped(tmp_path, monkeypatch):

@@ -312,9 +312,27 @@ def test_one_off_of_a_vector_keeps_its_length_at_the_wanted_cosine(cosine):
     assert not torch.allclose(wrong, again)
 
 
+def test_keys_nearby_are_as_far_off_as_their_word_says():
+    sample = torch.arange(3)
+    for length, counts in ((64, [2, 4, 8, 16]), (256, [2, 4, 8, 16, 32]), (16, [2, 4]), (4, [])):
+        right = KeySpec("bits", length).random(3)
+        nearby = KeySpec("bits", length).nearby(right, sample)
+        assert list(nearby) == [f"bits-{count}" for count in counts]
+        for count, wrong in zip(counts, nearby.values(), strict=True):
+            assert (wrong != right).sum(1).tolist() == [count] * 3
+            assert torch.equal(wrong.abs(), torch.ones_like(wrong))
+    right = KeySpec("bits", 64).random(1).expand(3, 64)
+    assert len(KeySpec("bits", 64).nearby(right, sample)["bits-8"].unique(dim=0)) == 3  # other bits for other faces
+    right = KeySpec("normal", 512).random(3)
+    for word, wrong in KeySpec("normal", 512).nearby(right, sample).items():
+        cosine = torch.full((3,), float(word.removeprefix("cosine-")))
+        torch.testing.assert_close(torch.cosine_similarity(right, wrong), cosine, atol=1e-5, rtol=0)
+
+
 def test_nothing_is_near_a_rotation_or_no_key():
     for spec in (SPECS[0], SPECS[3], KeySpec("normal", 1)):
         assert spec.one_off(spec.random(2)) is None
+        assert spec.nearby(spec.random(2), torch.arange(2)) == {}
 
 
 # ---- rings ----

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -11,12 +14,15 @@ import pytest
 from PIL import Image
 
 from experiments.glossary import GLOSSARY, LEGS
+from experiments.published import PUBLISHED
 from experiments.report import write_report
 from experiments.report_pictures import folder_name
 from experiments.report_run import Run
+from experiments.report_scores import BITS, COSINES
 from experiments.report_table import summary, table_of
 from lightning_modules import protocol
-from lightning_modules.protocol import Figure, append_results, cell, read_results
+from lightning_modules.metrics.scores import Histogram
+from lightning_modules.protocol import KEYS, Figure, append_results, cell, read_results
 
 TAR = "tar@far=1e-3"
 HASH = "sha256:" + "ab" * 32
@@ -57,6 +63,16 @@ def figures_of(method, data, shift=0.0, reversible=True, near="one-bit"):
     found.append(Figure(metric="params", value=1.19e6, n=1, carrier=None, key=None))
     common = {"method": method, "data": data, "config": "configs/compare/x.yaml", "commit": "abc123"}
     return [replace(figure, **common, weights=HASH) for figure in found]
+
+
+def scores_of(method, data, linked=True):
+    """What a judge's scores of a row would be: strangers low, one person high."""
+    step, found = {"edges": tuple(x / 10 for x in range(-10, 11)), "threshold": 0.62}, []
+    names = ("genuine", "impostor", "anonymized", "recovered", "wrongly_recovered")
+    for place, name in enumerate((*names, "mated", "non-mated") if linked else names):
+        counts = tuple(5 if place <= bin_ <= place + 6 else 0 for bin_ in range(20))
+        found.append(Histogram(method=method, data=data, judge="dlib", name=name, counts=counts, **step))
+    return found
 
 
 def paint(path, colour):
@@ -187,7 +203,7 @@ def test_each_column_points_to_the_better_way(run, files):
 
 def test_rows_of_markdown_have_the_cells_of_their_head(files):
     blocks = re.findall(r"(?:^\|.*\n)+", files["table.md"], flags=re.MULTILINE)
-    assert len(blocks) == 3  # the table, all other figures, the judges
+    assert len(blocks) == 3 + len(PUBLISHED)  # the table, all other figures, those published elsewhere, the judges
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
@@ -229,6 +245,100 @@ def test_left_out_data_and_judges_and_their_thresholds_are_named(files):
 def test_training_and_faces_stand_beside_the_figures(run, files):
     assert table_of(run, "orl").rows[1].cost == ["4,000", "26 min", "256", "40"]
     assert "trained on two cores" in files["table.md"]
+
+
+def test_the_faces_of_a_run_are_known_by_their_hash(out):
+    found = {"orl": {"faces": 40, "people": 20, "pixels": "sha256:" + "cd" * 32}}
+    (out / "run.json").write_text(json.dumps(about(faces=found)))
+    files = written(out)
+    assert all(found["orl"]["pixels"] in files[name] for name in ("table.md", "report.html"))
+
+
+def test_published_figures_stand_beside_and_are_marked_as_others(files):
+    page = References()
+    page.feed(files["report.html"])
+    for text in (files["table.md"], page.text):
+        assert "another protocol, other data, other judges" in text.lower()
+        for published in PUBLISHED:
+            assert published.source in text
+            assert all(len(row) == len(published.head) for row in published.rows)
+            assert all(word in text for row in published.rows for word in row)
+
+
+def charts_of(out):
+    write_report(out)
+    text = (out / "report.html").read_text()
+    return dict(re.findall(r'<figcaption>([^<]+)</figcaption>.*?alt="([^"]+)"', text, re.DOTALL))
+
+
+def test_scores_are_drawn_where_there_are_any(out):
+    assert not {"Scores of dlib", "Linkability under two keys, judged by dlib"} & set(charts_of(out))
+    lines = [*scores_of("blur", "orl", linked=False), *scores_of("sdn | long", "orl")]
+    (out / "scores.jsonl").write_text("".join(line.to_json() + "\n" for line in lines))
+    charts = charts_of(out)
+    assert "blur: 35 anonymized faces; sdn | long: 35" in charts["Scores of dlib"]
+    assert "Linkability under two keys, judged by dlib" in charts
+    assert "Scores of faceres" not in charts
+
+
+def test_scores_that_are_none_are_named(out):
+    (out / "scores.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"scores\.jsonl, line 1: not a histogram"):
+        write_report(out)
+
+
+@pytest.mark.parametrize(("near", "axis"), [("one-bit", BITS), ("cosine-0.9", COSINES)])
+def test_sensitivity_is_drawn_over_the_keys_that_were_tried(tmp_path, near, axis):
+    append_results(tmp_path / "results.jsonl", figures_of("sdn", "orl", near=near))
+    found = charts_of(tmp_path)
+    assert "Sensitivity to the key, judged by dlib" in found
+    assert set(axis.ticks) <= set(KEYS)
+    first = next(f for f in read_results(tmp_path / "results.jsonl") if f.key == near and f.metric == TAR)
+    words = {"bits-4": "4 bits off", "cosine-0.99": "key at cosine 0.99"}
+    key = next(key for key in words if key in axis.ticks)
+    append_results(tmp_path / "results.jsonl", [replace(first, key=key, value=0.97, low=0.9, high=0.99)])
+    page = (tmp_path / "report.html").read_text()
+    write_report(tmp_path)
+    assert (tmp_path / "report.html").read_text() != page
+    assert words[key] in (tmp_path / "table.md").read_text()
+    assert f"97.0 % with a wrong one (dlib, same image, {words[key]})" in (tmp_path / "table.md").read_text()
+
+
+def test_without_keys_that_are_nearly_right_there_is_no_curve(tmp_path):
+    lines = [f for f in figures_of("ifadit", "orl") if f.key != "one-bit"]
+    append_results(tmp_path / "results.jsonl", lines)
+    assert not any(title.startswith("Sensitivity") for title in charts_of(tmp_path))
+
+
+def test_recovery_by_carrier_is_drawn_for_pictures_and_judges(out):
+    assert "Recovery by how the picture travelled" in charts_of(out)
+    first = [f for f in read_results(out / "results.jsonl") if f.leg == "recovered" and f.metric == TAR]
+    append_results(out / "results.jsonl", [replace(f, carrier="jpeg75") for f in first])
+    assert "Recovery by how the picture travelled, judged by dlib" in charts_of(out)
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="there is no chromium")
+def test_the_page_fits_a_phone_and_a_desk_and_prints(out, tmp_path_factory):
+    (out / "scores.jsonl").write_text("".join(line.to_json() + "\n" for line in scores_of("sdn | long", "orl")))
+    write_report(out)
+    outer, page = tmp_path_factory.mktemp("browser") / "outer.html", html.escape((out / "report.html").read_text())
+    # in frames, since a window has a smallest width
+    frames = [f'<iframe style="width:{w}px;height:900px;border:0" srcdoc="{page}"></iframe>' for w in (390, 1280)]
+    told = "[0, 1].map(at => frames[at].document.documentElement.scrollWidth).join()"
+    outer.write_text(f"<body>{''.join(frames)}<script>onload = () => {{ document.title = {told} }}</script>")
+
+    def chromium(*words):
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    said = chromium("--dump-dom", "--virtual-time-budget=5000", outer.as_uri())
+    assert re.search(r"<title>([\d,]+)</title>", said).group(1) == "390,1280"  # nothing is wider than its frame
+    chromium(f"--print-to-pdf={outer.parent / 'page.pdf'}", "--no-pdf-header-footer", (out / "report.html").as_uri())
+    assert (outer.parent / "page.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_plain_words_quote_the_judge_that_speaks_most_against_the_method(run):

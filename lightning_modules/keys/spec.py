@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from lightning_modules.keys.material import NONCE_BYTES, Key, MasterKey, rotations
 
+BITS_OFF = (2, 4, 8, 16, 32)
+COSINES = (0.5, 0.99)
+
 
 @dataclass(frozen=True)
 class KeySpec:
@@ -104,6 +107,25 @@ class KeySpec:
         away = torch.nn.functional.normalize(away, dim=-1)
         mixed = cosine * unit + (1 - cosine**2) ** 0.5 * away
         return (mixed * numbers.double().norm(dim=-1, keepdim=True)).to(numbers)
+
+    def nearby(self, numbers: Tensor, sample: Tensor) -> dict[str, Tensor]:
+        """Wrong keys at further distances from the right ones than :meth:`one_off`'s, for a curve.
+
+        Args:
+            numbers: Right keys, ``(B, *shape)``.
+            sample: Number of each face in its data set, ``(B,)``: which bits are wrong differs from face to face.
+
+        Returns:
+            Word of the protocol → wrong keys ``(B, *shape)``: ``bits-2`` to ``bits-32``, as long as that is less than
+            half of the bits, or ``cosine-0.5`` and ``cosine-0.99``; nothing where nothing is near.
+        """
+        if self.kind == "bits":
+            chance = [MasterKey.from_seed(f"bits off {int(s)}").derive("bits off", bytes(NONCE_BYTES)) for s in sample]
+            rank = torch.stack([key.normal(self.length).argsort().argsort() for key in chance]).to(numbers.device)
+            counts = [count for count in BITS_OFF if 2 * count < self.length]
+            return {f"bits-{count}": torch.where(rank < count, -numbers, numbers) for count in counts}
+        found = {f"cosine-{cosine}": self.one_off(numbers, cosine=cosine) for cosine in COSINES}
+        return {word: wrong for word, wrong in found.items() if wrong is not None}
 
     def check(self, numbers: Tensor, batch: int) -> Tensor:
         """The numbers as they are, if they are ``batch`` keys of this kind.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from scipy.stats import wasserstein_distance
@@ -38,7 +40,7 @@ def diversity(faces: Embeddings) -> list[Measured]:
         apart_by = wasserstein_distance(similarity.flatten().double().numpy(), people.double().numpy())
         distance = distance._replace(values=torch.tensor([apart_by]), n=similarity.numel(), why=None)
     figures.append(distance)
-    mated, strangers = _scores(faces)
+    mated, strangers = two_keys(faces)
     why = f"fewer than {FEWEST} scores of one person, or of two people, under two keys"
     linked = faces.measured("unlinkability_dsys", "anonymized", "other-key", None, why=why)
     if min(len(mated), len(strangers)) >= FEWEST:
@@ -46,8 +48,10 @@ def diversity(faces: Embeddings) -> list[Measured]:
     return [*figures, linked]
 
 
-def _scores(faces: Embeddings) -> tuple[Tensor, Tensor]:
-    """Similarities across two keys: of the same person, and of two people."""
+def two_keys(faces: Embeddings) -> tuple[Tensor, Tensor]:
+    """Similarities across two keys: of the same person, and of two people; empty without a second key."""
+    if "other" not in faces.pictures or "anonymized" not in faces.pictures:
+        return torch.empty(0), torch.empty(0)
     mated, strangers = [], []
     for block in torch.arange(len(faces.person)).split(BLOCK):
         similarity = faces.judge.similarity(faces.pictures["anonymized"][block], faces.pictures["other"])
@@ -57,8 +61,25 @@ def _scores(faces: Embeddings) -> tuple[Tensor, Tensor]:
     return torch.cat(mated), torch.cat(strangers)
 
 
-def unlinkability(mated: Float[Tensor, " m"], strangers: Float[Tensor, " n"], bins: int = BINS) -> Float[Tensor, ""]:
-    r"""Global linkability :math:`D_{sys}`: 0 nothing links two pictures of a person, 1 everything does.
+class Linkability(NamedTuple):
+    """Scores across two keys in bins, and how far each bin links.
+
+    Attributes:
+        edges: Of the bins, ``(bins + 1,)``.
+        mated, strangers: Counts of scores of the same person and of two people, ``(bins,)``.
+        local: ``D(s)`` of each bin, ``(bins,)`` in [0, 1]; 0 where there is no score.
+        overall: ``D_sys``, its mean over the mated scores.
+    """
+
+    edges: Float[Tensor, " edges"]
+    mated: Float[Tensor, " bins"]
+    strangers: Float[Tensor, " bins"]
+    local: Float[Tensor, " bins"]
+    overall: Float[Tensor, ""]
+
+
+def linkability(mated: Float[Tensor, " m"], strangers: Float[Tensor, " n"], bins: int = BINS) -> Linkability:
+    r"""How well a score :math:`s` tells that two pictures under two keys are of one person.
 
     .. math:: D_{sys} = \int p(s \mid H_m) \, D(s) \, ds, \quad
         D(s) = \max\left(0, \frac{p(s \mid H_m) - p(s \mid H_{nm})}{p(s \mid H_m) + p(s \mid H_{nm})}\right)
@@ -66,13 +87,32 @@ def unlinkability(mated: Float[Tensor, " m"], strangers: Float[Tensor, " n"], bi
     with equal priors (Gomez-Barrero et al., 2018, eq. 6 and 9: :math:`D = 2 \frac{LR}{1 + LR} - 1` where
     :math:`LR > 1`). Densities are histograms of ``bins`` equal bins between the smallest and the largest
     score of all; chance differences between bins add to it, about :math:`0.2 \sqrt{bins / m}`.
+    """
+    low, high = (float(edge) for edge in torch.cat([mated, strangers]).aminmax())
+    if low == high:  # one score for all: one bin of some width holds it
+        low, high = low - 0.5, high + 0.5
+    counts = [torch.histc(scores.float(), bins, low, high) for scores in (mated, strangers)]
+    local = local_linkability(*counts)
+    overall = (counts[0] / len(mated) * local).sum()
+    return Linkability(torch.linspace(low, high, bins + 1), *counts, local, overall)
+
+
+def local_linkability(mated: Float[Tensor, " bins"], strangers: Float[Tensor, " bins"]) -> Float[Tensor, " bins"]:
+    """``D(s)`` of :func:`linkability` for each bin, from the counts of both kinds of scores.
+
+    Example:
+        >>> local_linkability(torch.tensor([0.0, 3.0, 0.0]), torch.tensor([6.0, 3.0, 0.0]))
+        tensor([0.0000, 0.5000, 0.0000])
+    """
+    p, q = mated / mated.sum(), strangers / strangers.sum()
+    return ((p - q) / (p + q)).nan_to_num(0).clamp(min=0)
+
+
+def unlinkability(mated: Float[Tensor, " m"], strangers: Float[Tensor, " n"], bins: int = BINS) -> Float[Tensor, ""]:
+    """Global linkability ``D_sys`` (:func:`linkability`): 0 nothing links two pictures of a person, 1 everything does.
 
     Example:
         >>> unlinkability(torch.ones(50), torch.zeros(50))
         tensor(1.)
     """
-    low, high = (float(edge) for edge in torch.cat([mated, strangers]).aminmax())
-    if low == high:
-        return torch.tensor(0.0)
-    p, q = (torch.histc(scores.float(), bins, low, high) / len(scores) for scores in (mated, strangers))
-    return (p * ((p - q) / (p + q)).nan_to_num(0).clamp(min=0)).sum()
+    return linkability(mated, strangers, bins).overall

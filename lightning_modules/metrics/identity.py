@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,6 +12,9 @@ from torch import Tensor
 from lightning_modules.anonymizer import RoundTrip
 from lightning_modules.judges import Judge
 from lightning_modules.metrics.measured import Measured, RoundTripMetric, gathered
+
+if TYPE_CHECKING:
+    from lightning_modules.metrics.scores import Histogram
 
 PICTURES = (
     "original",
@@ -89,7 +92,7 @@ class Embeddings:
             *(metric, leg, None, None, reference, key),
             judge=self.judge.name,
             judge_weights=self.judge.weights,
-            threshold=self.threshold if metric in ("tar@far=1e-3", "diversity") else None,
+            threshold=self.threshold if metric in ("tar@far=1e-3", "diversity", "tar_worst_bit") else None,
         )
         if values is None:
             return figure._replace(why=why)
@@ -221,6 +224,14 @@ class IdentityScores(RoundTripMetric):
                 found |= {f"{leg} {at}": of_one_key for at, of_one_key in enumerate(codes.unbind(1), 2)}
         pictures = {name: numbers.cpu() for name, numbers in found.items() if numbers is not None}
         return Embeddings(self.judge, self.threshold, pictures, person.cpu(), self.near_key)
+
+    def histograms(self) -> list[Histogram]:
+        """The scores behind the figures, counted; on several processes all must call it."""
+        from lightning_modules.metrics.scores import histograms
+
+        with self.synced():
+            known = self.embeddings()
+        return [] if known is None else histograms(known)
 
     def measured(self) -> list[Measured]:
         """Figures of all questions about identity."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -129,11 +130,15 @@ class RoundTripMetric(Metric):
             if figure.values is not None and len(figure.values)
         }
 
+    def synced(self) -> AbstractContextManager[None]:
+        """While it lasts, the states are those of all processes."""
+        return self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
+        )
+
     def figures(self) -> list[Figure]:
         """Lines of results with intervals; on several processes all must call it."""
-        with self.sync_context(
-            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
-        ):
+        with self.synced():
             return [figure.figure() for figure in self.measured()]
 
 
