@@ -223,8 +223,8 @@ class IdentityScores(RoundTripMetric):
         return Embeddings(self.judge, self.threshold, pictures, person.cpu(), self.near_key)
 
     def measured(self) -> list[Measured]:
-        """Figures of all questions about identity."""
-        from lightning_modules.metrics import anonymity, diversity, recovery, security
+        """Figures of all questions about identity, and ``fd_face``, which asks the same embeddings."""
+        from lightning_modules.metrics import anonymity, diversity, realism, recovery, security
 
         known = self.embeddings()
         if known is None:
@@ -234,4 +234,5 @@ class IdentityScores(RoundTripMetric):
             *recovery.recovered_identity(known),
             *security.security(known),
             *diversity.diversity(known),
+            *realism.alike_as_sets(known),
         ]
