@@ -18,6 +18,9 @@ _NOISE = (
 
 SWITCHES = ("--dry_run", "--fresh", "--offline", "--keep_metadata", "--lossless")
 TRAINING = ("fit", "validate", "test", "predict")
+# Verbs of research, whose files may name classes of modules in the current folder; not those that open other people's
+# pictures, which may lie beside anything.
+RESEARCH = (*TRAINING, "sweep", "compare", "attack", "export", "grid", "edit", "limits", "judges")
 
 
 def fit() -> None:
@@ -82,6 +85,7 @@ def verbs() -> dict[str, Any]:
         convert,
         data,
         edits,
+        export,
         generator,
         grids,
         judges,
@@ -109,6 +113,7 @@ def verbs() -> dict[str, Any]:
         "sweep": sweep.sweep,
         "compare": compare.compare,
         "attack": attack.attack,
+        "export": export.export,
         "grid": grids.grid,
         "edit": edits.edit,
         "limits": limits.limits,
@@ -179,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in RESEARCH and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a console script does not look there; at the end, so that it hides nothing
     if arguments and arguments[0] in TRAINING:
         train(arguments)
         return 0

@@ -41,7 +41,9 @@ from lightning_modules.calibration import load_calibration
 from lightning_modules.carriers import encode
 from lightning_modules.metrics.identity import IdentityScores
 from lightning_modules.metrics.measured import RoundTripMetric
+from lightning_modules.metrics.perceptual import NETWORKS as PERCEPTUAL
 from lightning_modules.metrics.pollution import Pollution
+from lightning_modules.metrics.realism import Realism
 from lightning_modules.metrics.recovery import PictureQuality
 from lightning_modules.metrics.scores import Histogram
 from lightning_modules.metrics.utility import FacesDetected
@@ -292,12 +294,12 @@ class _Run:
             with self._bar(f"opening, {carrier}", faces) as tell:
                 opening = recover_elsewhere(folder, spec, method, seed, tries, tell, curve)
         near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
-        metrics: list[RoundTripMetric] = [PictureQuality(lpips=True, near_key=near)]
+        metrics: list[RoundTripMetric] = [PictureQuality(tuple(PERCEPTUAL), near)]
         judged = self._judged(near)
         metrics += judged
         metrics += [build(RoundTripMetric, found, f"metric {n!r}") for n, found in self.plan.metrics.items()]
         if carrier == "png":
-            metrics += [FacesDetected(default_detector()), Pollution()]
+            metrics += [FacesDetected(default_detector()), Pollution(), Realism()]
         nearby: dict[str, list[IdentityScores]] = {}
         guard.judge(read_trip(folder, batch, self.plan.size) for batch in batches)
         with self._bar(f"judging, {carrier}", faces) as tell:

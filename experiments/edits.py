@@ -22,8 +22,9 @@ from lightning_modules.appearance import Appearance
 from lightning_modules.callbacks.round_trip_grid import sheet
 from lightning_modules.carriers import through_file
 from lightning_modules.keys import KeyRing
+from lightning_modules.metrics.perceptual import lpips_network
 from lightning_modules.metrics.realism import frechet
-from lightning_modules.metrics.recovery import lpips_network, ssim
+from lightning_modules.metrics.recovery import ssim
 from lightning_modules.networks.recognizers import MobileFaceNet
 from lightning_modules.sdn import SDN
 from lightning_modules.trained import weights_hash

@@ -43,10 +43,20 @@ GLOSSARY: dict[str, Entry] = {
     "ms_ssim": Entry("MS-SSIM", "SSIM over several scales; comparable only at one picture size."),
     "lpips": Entry("LPIPS", "Perceptual distance to the original by AlexNet features, 0 for identical pictures."),
     "pieapp": Entry("PieAPP", "Perceptual distance to the original, learned from people's preferences."),
-    "fid": Entry("FID", "Distance between the distributions of Inception features of two sets of pictures."),
-    "kid": Entry("KID", "As FID, with an unbiased kernel estimate for small sets."),
-    "fd_face": Entry("FD (face)", "Fréchet distance over a face recogniser's features; not an FID."),
-    "fd_efflite0": Entry("FD (EfficientNet)", "Fréchet distance over EfficientNet-lite0 features; not an FID."),
+    "fid": Entry(
+        "FID",
+        "Distance between the distributions of Inception features of all faces and all originals; biased upwards at "
+        "few faces, so compare it only at one number of faces.",
+    ),
+    "kid": Entry("KID", "As FID, with a kernel estimate that few faces do not bias."),
+    "fd_face": Entry(
+        "FD (face)",
+        "Fréchet distance over a face recogniser's features; not an FID, and like it biased upwards at few faces.",
+    ),
+    "fd_efflite0": Entry(
+        "FD (EfficientNet)",
+        "Fréchet distance over EfficientNet-lite0 features; not an FID, and like it biased upwards at few faces.",
+    ),
     "lpips_squeeze_caffe": Entry(
         "LPIPS (SqueezeNet)",
         "Perceptual distance by SqueezeNet features; not comparable with LPIPS by AlexNet.",

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
+from orl_faces import need
 
 from datamodules.batch import FaceBatch
 from experiments import compare as room
@@ -311,6 +313,42 @@ def test_the_method_of_the_readme_works():
     trip = names["Mirror"]().round_trip(NoiseFaces(size=128).whole(), KeyRing.from_seed(0))
     torch.testing.assert_close(trip.recovered, trip.original, atol=0.01, rtol=0)
     assert (trip.nearly_recovered - trip.original).abs().mean() > 0.01
+
+
+def test_a_method_in_the_users_own_folder_is_compared(tmp_path):
+    """The README's method, with a file of one's own beside the comparison's, by the console script."""
+    need("centerface")
+    root = Path(__file__).resolve().parent
+    example = (root.parent / "README.md").read_text().split("```python")[1].split("```")[0]
+    imports = (
+        "import torch\n"
+        "from lightning_modules.anonymizer import ReversibleAnonymizer\n"
+        "from lightning_modules.keys import KeySpec\n"
+    )
+    (tmp_path / "mine.py").write_text(imports + example)
+    plan = {
+        "size": 64,
+        "faces": 4,
+        "wrong_keys": 1,
+        "judges": {},
+        "data": {"noise": {"class_path": "conftest.NoiseFaces", "init_args": {"size": 128}}},
+        "methods": {"mirror": {"class_path": "mine.Mirror"}},
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(plan))
+    keyveil = Path(sys.executable).parent / "keyveil"
+    path = os.pathsep.join((str(root), str(root.parent)))
+    done = subprocess.run(
+        [keyveil, "compare", "mine.yaml", "--out", "run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = read_results(tmp_path / "run" / "results.jsonl")
+    recovered = next(f for f in figures if (f.metric, f.leg, f.region) == ("psnr", "recovered", None))
+    assert (recovered.method, recovered.n, recovered.value > 40) == ("mirror", 4, True)
 
 
 def test_few_faces_are_many_people_with_two_pictures_each():

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from datamodules.detection import Detection
 from lightning_modules.anonymizer import RoundTrip
-from lightning_modules.metrics import recovery
+from lightning_modules.metrics import perceptual, recovery
 from lightning_modules.metrics.diversity import unlinkability
 from lightning_modules.metrics.identity import IdentityScores, own_threshold
 from lightning_modules.metrics.measured import interval
@@ -380,9 +380,9 @@ def test_masked_figures_carry_their_region():
 
 
 def test_missing_lpips_weights_are_said_and_not_replaced(monkeypatch):
-    recovery.lpips_network.cache_clear()
-    monkeypatch.setattr(recovery, "find", lambda name: None)
-    metric = PictureQuality(lpips=True)
+    perceptual.lpips_network.cache_clear()
+    monkeypatch.setattr(perceptual, "find", lambda name: None)
+    metric = PictureQuality(["lpips"])
     metric.update(random_trip())
     figures = [figure for figure in metric.figures() if figure.metric == "lpips"]
     assert figures
@@ -394,11 +394,11 @@ def test_a_state_dict_of_alexnet_fills_lpips(tmp_path, monkeypatch):
 
     weights = {name: value for name, value in alexnet(weights=None).state_dict().items() if "features" in name}
     torch.save(weights, tmp_path / "alexnet.pth")
-    monkeypatch.setattr(recovery, "find", lambda name: tmp_path / "alexnet.pth")
-    recovery.lpips_network.cache_clear()
+    monkeypatch.setattr(perceptual, "find", lambda name: tmp_path / "alexnet.pth")
+    perceptual.lpips_network.cache_clear()
     state = torch.random.get_rng_state()
-    network = recovery.lpips_network()
-    recovery.lpips_network.cache_clear()
+    network = perceptual.lpips_network()
+    perceptual.lpips_network.cache_clear()
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(network.net.slice5[0].weight, weights["features.10.weight"])
     assert not any(parameter.requires_grad for parameter in network.parameters())

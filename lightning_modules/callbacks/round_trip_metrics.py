@@ -73,7 +73,7 @@ class RoundTripMetrics(Callback):
                 )
         kind = getattr(getattr(pl_module, "key_spec", None), "kind", None)
         near_key = "cosine-0.9" if kind == "normal" else "one-bit"
-        self.metrics = {"": PictureQuality(self.lpips, near_key)}
+        self.metrics = {"": PictureQuality(("lpips",) if self.lpips else (), near_key)}
         for judge in self.judges:
             self.metrics[f"{judge.name}/"] = IdentityScores(judge, self._threshold(judge), near_key)
 

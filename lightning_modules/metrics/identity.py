@@ -234,8 +234,8 @@ class IdentityScores(RoundTripMetric):
         return [] if known is None else histograms(known)
 
     def measured(self) -> list[Measured]:
-        """Figures of all questions about identity."""
-        from lightning_modules.metrics import anonymity, diversity, recovery, security
+        """Figures of all questions about identity, and ``fd_face``, which asks the same embeddings."""
+        from lightning_modules.metrics import anonymity, diversity, realism, recovery, security
 
         known = self.embeddings()
         if known is None:
@@ -245,4 +245,5 @@ class IdentityScores(RoundTripMetric):
             *recovery.recovered_identity(known),
             *security.security(known),
             *diversity.diversity(known),
+            *realism.alike_as_sets(known),
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -14,14 +14,14 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 from lightning_modules.anonymizer import RoundTrip
 from lightning_modules.metrics.identity import Embeddings
 from lightning_modules.metrics.measured import Measured, RoundTripMetric, gathered, legs_of
-from lightning_modules.weights import WeightsError, find
+from lightning_modules.metrics.perceptual import NETWORKS, SMALLEST
+from lightning_modules.weights import WeightsError
 
 Images = Float[Tensor, "batch 3 height width"]  # in [0, 1]
 
 PSNR_CAP = 100.0
 """dB of identical pictures, whose PSNR is infinite: a mean over faces must stay a number."""
 
-LPIPS_CARD = "lpips-alex-backbone"
 RIM = 5  # half of the 11-pixel window: SSIM is taken where the whole window lies inside the picture
 
 
@@ -72,56 +72,29 @@ def ms_ssim(image: Images, reference: Images) -> Float[Tensor, " batch"]:
     return values.reshape(len(image))
 
 
-@lru_cache(maxsize=1)
-def lpips_network() -> nn.Module:
-    """LPIPS (Zhang et al., 2018), version 0.1, AlexNet; takes pictures in [-1, 1].
-
-    Raises:
-        WeightsError: If the AlexNet weights are missing; other weights would not be LPIPS.
-    """
-    file = find(LPIPS_CARD)  # never downloads: half a table should not wait for 244 MB
-    if file is None:
-        raise WeightsError(f"weights missing: {LPIPS_CARD}; `keyveil weights fetch {LPIPS_CARD}` brings them")
-    import lpips
-
-    with torch.random.fork_rng(devices=[]):  # the package draws a random AlexNet first
-        network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    weights = torch.load(file, map_location="cpu", weights_only=True)
-    layers = {"slice1.0": 0, "slice2.3": 3, "slice3.6": 6, "slice4.8": 8, "slice5.10": 10}
-    network.net.load_state_dict(
-        {
-            f"{ours}.{part}": weights[f"features.{theirs}.{part}"]
-            for ours, theirs in layers.items()
-            for part in ("weight", "bias")
-        }
-    )
-    return network.eval().requires_grad_(False)
-
-
 class PictureQuality(RoundTripMetric):
-    """``psnr``, ``ssim``, ``ms_ssim`` (and ``lpips``) of every leg against the original, on [0, 1] pictures.
+    """``psnr``, ``ssim``, ``ms_ssim`` and perceptual distances of every leg to the original, on [0, 1] pictures.
 
     Of the whole picture, and for PSNR and SSIM also inside the face mask where there is one (region
     ``face``). Recovered faces also get ``bit_exact``: the share equal to the original in every grey level.
 
     Args:
-        lpips: Also measure LPIPS; without its weights the figure is n/a and says so.
+        perceptual: Distances by networks to measure, of :data:`~lightning_modules.metrics.perceptual.NETWORKS`;
+            without its weights a figure is n/a and says so.
         near_key: As in :class:`~lightning_modules.metrics.identity.IdentityScores`.
     """
 
-    def __init__(self, lpips: bool = False, near_key: str = "one-bit") -> None:
+    def __init__(self, perceptual: Sequence[str] = (), near_key: str = "one-bit") -> None:
         super().__init__()
         self.near_key = near_key
-        self.lpips_missing: str | None = None
-        self._perceptual: list[nn.Module] = []  # in a list, so that it is no submodule: never saved, never trained
-        if lpips:
+        self._perceptual: dict[str, nn.Module] = {}  # no submodules: never saved, never trained
+        self._missing: dict[str, str] = {}
+        for name in perceptual:
             try:
-                self._perceptual.append(lpips_network())
-            except WeightsError:
-                self.lpips_missing = f"weights missing: {LPIPS_CARD}"
-        self._columns = ("psnr", "ssim", "ms_ssim", "bit_exact", "psnr/face", "ssim/face") + ("lpips",) * len(
-            self._perceptual
-        )
+                self._perceptual[name] = NETWORKS[name]()
+            except WeightsError as error:
+                self._missing[name] = str(error).partition(";")[0]
+        self._columns = ("psnr", "ssim", "ms_ssim", "bit_exact", "psnr/face", "ssim/face", *self._perceptual)
         self._states = {
             ("anonymized", "right"): "anonymized",
             ("recovered", "right"): "recovered",
@@ -156,8 +129,7 @@ class PictureQuality(RoundTripMetric):
                 if (metric == "bit_exact" and leg != "recovered") or (region and not kept.any()):
                     continue
                 figures.append(Measured(metric, leg, values[kept], person[kept], key=key, region=region or None))
-            if self.lpips_missing:
-                figures.append(Measured("lpips", leg, None, key=key, why=self.lpips_missing))
+            figures += [Measured(name, leg, None, key=key, why=why) for name, why in self._missing.items()]
         return figures
 
     def _rows(self, images: Tensor, originals: Tensor, mask: Tensor | None) -> Float[Tensor, "batch columns"]:
@@ -171,10 +143,9 @@ class PictureQuality(RoundTripMetric):
             absent if mask is None else psnr(image, reference, mask.to(image)),
             absent if mask is None else ssim(image, reference, mask.to(image)),
         ]
-        if self._perceptual:
-            network = self._perceptual[0].to(images.device)
-            # AlexNet needs 32 pixels or more; 64 px is what LPIPS was trained on.
-            if images.shape[-1] < 64:
-                images, originals = (F.interpolate(x, size=(64, 64), mode="bilinear") for x in (images, originals))
-            columns.append(network(images, originals).reshape(-1))
+        if images.shape[-1] < SMALLEST:
+            images, originals = (
+                F.interpolate(x, size=(SMALLEST, SMALLEST), mode="bilinear") for x in (images, originals)
+            )
+        columns += [network.to(images.device)(images, originals).reshape(-1) for network in self._perceptual.values()]
         return torch.stack(columns, 1)

@@ -55,12 +55,13 @@ def read_tfjs(graph: Path, binary: Path) -> tuple[list[dict], dict[str, np.ndarr
 
 
 class SameConv(nn.Conv2d):
-    """3x3 convolution padded as TensorFlow's ``SAME``: with stride 2 an even picture only after its end."""
+    """Convolution padded as TensorFlow's ``SAME`` pads even pictures: where it strides, more after the end."""
 
     def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch out h2 w2"]:
         """Pad, then convolve."""
-        before = 2 - self.stride[0]
-        return super().forward(F.pad(x, (before, 1, before, 1)))
+        total = self.kernel_size[0] - self.stride[0]
+        before, after = total // 2, total - total // 2
+        return super().forward(F.pad(x, (before, after, before, after)) if total else x)
 
 
 class FaceResNet(Frozen):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_modules.metrics.recovery import LPIPS_CARD, lpips_network
+from lightning_modules.metrics.perceptual import LPIPS_CARD, lpips_network
 from lightning_modules.networks.frozen import Frozen
 from lightning_modules.weights import card, find
 
