@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,20 +22,19 @@ import lightning as L
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
 
-from datamodules.batch import FaceBatch
 from datamodules.detection import default_detector
 from datamodules.files import write_whole
 from experiments.build import build, configuration, load_method, method_spec, read_yaml
+from experiments.chosen import ChosenFaces, chosen_faces
 from experiments.embeddings import Remembering
 from experiments.exchange import comparison_secret, hide_into, read_trip
-from experiments.guards import Guard, check_judges
+from experiments.guards import Guard, check_judges, training_people
 from experiments.opening import recover_elsewhere
 from experiments.provenance import code_digest, commit, file_digest, versions
 from experiments.report import write_report
 from experiments.report_pictures import folder_name
-from lightning_modules.anonymizer import ReversibleAnonymizer, resize
+from lightning_modules.anonymizer import resize
 from lightning_modules.calibration import load_calibration
 from lightning_modules.carriers import encode
 from lightning_modules.metrics.identity import IdentityScores
@@ -165,7 +163,7 @@ class _Run:
             task = progress.add_task("compare", total=len(plan.data) * len(plan.methods))
             for data, spec in plan.data.items():
                 try:
-                    datamodule, batches = self._faces(data, dict(spec))
+                    faces = self._faces(data, spec)
                 except (OSError, ValueError, WeightsError) as error:
                     self._without(data, error, optional=bool(spec.get("optional")))
                     progress.advance(task, len(plan.methods))
@@ -173,7 +171,7 @@ class _Run:
                 for name in plan.methods:
                     progress.update(task, description=f"{data} · {name}")
                     try:
-                        self._pair(data, name, datamodule, batches)
+                        self._pair(data, name, faces)
                     except Exception as error:  # one row is lost, the others are not
                         if os.environ.get("KEYVEIL_DEBUG"):
                             raise
@@ -192,15 +190,19 @@ class _Run:
         self.failures += [{"method": name, "data": data, "why": why} for name in self.plan.methods]
         self.console.print(f"[bold red]failed[/] {data}: {why}", soft_wrap=True)
 
-    def _faces(self, data: str, spec: dict[str, Any]) -> tuple[L.LightningDataModule, list[FaceBatch]]:
-        """The test faces in batches, as large as they come; originals are written out at the comparison's size."""
-        datamodule, whole = test_faces(data, spec, self.plan.faces)
+    def _faces(self, data: str, spec: dict[str, Any]) -> ChosenFaces:
+        """The test faces; originals are written out at the comparison's size."""
+        faces, size = chosen_faces(data, spec, self.plan.faces, self.plan.batch_size), self.plan.size
         folder = self.out / "faces" / data / "original"
-        for image, sample in zip(whole.image, whole.sample, strict=True):
-            write_whole(folder / f"{int(sample):06d}.png", encode(resize(image[None], self.plan.size)[0]))
-        return datamodule, in_batches(whole, self.plan.batch_size)
+        _keep_if(folder, f"{faces.digest} {size} {code_digest(making=True)}")
+        for batch in faces:
+            for image, sample in zip(batch.image, batch.sample, strict=True):
+                file = folder / f"{int(sample):06d}.png"
+                if not file.is_file():
+                    write_whole(file, encode(resize(image[None], size)[0]))
+        return faces
 
-    def _pair(self, data: str, name: str, datamodule: L.LightningDataModule, batches: list[FaceBatch]) -> None:
+    def _pair(self, data: str, name: str, faces: ChosenFaces) -> None:
         spec = method_spec(self.plan.methods[name])
         making, fingerprint = self._fingerprints(data, name, spec)
         part = self.out / "parts" / f"{data}--{folder_name(name)}.json"
@@ -212,10 +214,10 @@ class _Run:
         if not self.plan.allow_loss_judges:
             check_judges(method, self.judges)
         with torch.no_grad():
-            method.prepare(datamodule)
+            method.prepare(faces.datamodule)
         guard = Guard(method)
-        guard.on_strangers(tested := people_of(datamodule, batches))
-        guard.alone_or_in_company(batches[0])
+        guard.on_strangers(faces.people)
+        guard.alone_or_in_company(next(iter(faces)))
         row = {
             "method": name,
             "data": data,
@@ -223,9 +225,9 @@ class _Run:
             "steps": notes.get("steps"),
             "seconds": notes.get("seconds"),
             "size": method.size,
-            "faces": sum(len(b.image) for b in batches),
+            "faces": faces.count,
             "note": self.plan.methods[name].get("note", ""),
-            "training_people": _told(method, tested),
+            "training_people": training_people(method, faces.people),
         }
         common = {
             "method": name,
@@ -241,7 +243,7 @@ class _Run:
         }
         figures = []
         for carrier in self.plan.carriers:
-            figures += self._measure(data, name, spec, guard, batches, carrier, making)
+            figures += self._measure(data, name, spec, guard, faces, carrier, making)
         figures = [dataclasses.replace(figure, **common) for figure in figures]
         self.rows.append(row)
         lines = [json.loads(figure.to_json()) for figure in figures]
@@ -253,7 +255,7 @@ class _Run:
         name: str,
         spec: dict[str, Any],
         guard: Guard,
-        batches: list[FaceBatch],
+        faces: ChosenFaces,
         carrier: str,
         making: str,
     ) -> list[Figure]:
@@ -266,19 +268,15 @@ class _Run:
         folder = (
             self.out / "faces" / data / (folder_name(name) if carrier == "png" else f"{folder_name(name)}@{carrier}")
         )
-        mark, made_by = folder / "made-by", _digest(making, guard.tensors, batches)
-        if not mark.is_file() or mark.read_text() != made_by:
-            if folder.exists():
-                shutil.rmtree(folder)
-            write_whole(mark, made_by)
+        _keep_if(folder, f"{making} {guard.tensors} {faces.digest}")
         others, tries = (self.plan.other_keys, self.plan.wrong_keys) if carrier == "png" else (1, 1)
-        faces, seed = sum(len(batch.image) for batch in batches), self.plan.seed
-        with self._bar(f"hiding, {carrier}", faces) as tell:
-            hiding = hide_into(folder, method, batches, comparison_secret(seed), seed, carrier, others, tell)
+        seed = self.plan.seed
+        with self._bar(f"hiding, {carrier}", faces.count) as tell:
+            hiding = hide_into(folder, method, faces, comparison_secret(seed), seed, carrier, others, tell)
         guard.unchanged()
         opening = None
         if method.reversible:
-            with self._bar(f"opening, {carrier}", faces) as tell:
+            with self._bar(f"opening, {carrier}", faces.count) as tell:
                 opening = recover_elsewhere(folder, spec, method, seed, tries, tell)
         near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
         metrics: list[RoundTripMetric] = [PictureQuality(lpips=True, near_key=near)]
@@ -286,13 +284,14 @@ class _Run:
         metrics += [build(RoundTripMetric, found, f"metric {n!r}") for n, found in self.plan.metrics.items()]
         if carrier == "png":
             metrics += [FacesDetected(default_detector()), Pollution()]
-        guard.judge(read_trip(folder, batch, self.plan.size) for batch in batches)
-        with self._bar(f"judging, {carrier}", faces) as tell:
-            for number, batch in enumerate(batches, start=1):
+        guard.judge(read_trip(folder, batch, self.plan.size) for batch in faces)
+        done = 0
+        with self._bar(f"judging, {carrier}", faces.count) as tell:
+            for batch in faces:
                 trip = read_trip(folder, batch, self.plan.size)
                 for metric in metrics:
                     metric.update(trip)
-                tell(round(faces * number / len(batches)))
+                tell(done := done + len(batch.image))
         figures = [figure for metric in metrics for figure in metric.figures()]
         figures = [dataclasses.replace(f, carrier=carrier) for f in figures]
         if carrier == "png":
@@ -375,67 +374,13 @@ class _Run:
             self.console.print(f"report: {self.out / 'report.html'}", soft_wrap=True)
 
 
-def _digest(making: str, tensors: str, batches: list[FaceBatch]) -> str:
-    """Hash of what makes pictures: the plan, the method's tensors, and the faces as they are batched."""
-    digest = hashlib.sha256(f"{making} {tensors}".encode())
-    for batch in batches:
-        for field in (batch.image, batch.sample, batch.attributes):
-            digest.update(f"{tuple(field.shape)}".encode() + field.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def people_of(datamodule: L.LightningDataModule, batches: list[FaceBatch]) -> frozenset[str]:
-    """Marks of the people of these test faces; empty where the data module does not know them."""
-    marks = datamodule.people("test") if hasattr(datamodule, "people") else {}
-    numbers = {int(number) for batch in batches for number in batch.identity}
-    return frozenset(marks[number] for number in numbers if number in marks)
-
-
-def _told(method: ReversibleAnonymizer, tested: frozenset[str]) -> str:
-    """What is known of the people who trained a method."""
-    if not method.state_dict():
-        return "nobody"
-    people = getattr(method, "trained_on", None)
-    if people is None or not tested:
-        return "not known"
-    count = Counter(mark.partition(":")[0] for mark in people)
-    met = {mark.partition(":")[0] for mark in tested}
-    said = [f"{n:,} of {name}" + (", none of those tested" if name in met else "") for name, n in sorted(count.items())]
-    return "; ".join(said) or "nobody"
-
-
-def test_faces(data: str, spec: dict[str, Any], count: int) -> tuple[L.LightningDataModule, FaceBatch]:
-    """A data set of a comparison, ready for its test, and ``count`` of its test faces, as large as they come."""
-    datamodule = build(L.LightningDataModule, {k: v for k, v in spec.items() if k != "optional"}, f"data {data!r}")
-    datamodule.prepare_data()
-    datamodule.setup("test")
-    loader = datamodule.test_dataloader()
-    chosen = choose_faces(torch.cat([batch.identity for batch in loader]), count)
-    kept, start = [], 0
-    for batch in loader:
-        here = chosen[(chosen >= start) & (chosen < start + len(batch.image))] - start
-        kept.append(FaceBatch(*(field[here] for field in batch)))
-        start += len(batch.image)
-    return datamodule, FaceBatch(*(torch.cat(fields) for fields in zip(*kept, strict=True)))
-
-
-def in_batches(whole: FaceBatch, size: int) -> list[FaceBatch]:
-    """Faces in batches of at most ``size``."""
-    return [FaceBatch(*fields) for fields in zip(*(field.split(size) for field in whole), strict=True)]
-
-
-def choose_faces(identity: Tensor, count: int) -> Tensor:
-    """Positions of ``count`` faces, in order: as many people as can be had with two pictures each, or more.
-
-    A person with two pictures can be compared with itself; sixteen pictures of one person say little.
-    """
-    people = identity.unique()
-    each = max(2, -(-count // len(people)))
-    rank = torch.stack([(identity[:i] == person).sum() for i, person in enumerate(identity)])
-    several = torch.stack([(identity == person).sum() >= 2 for person in identity])
-    # first those with company, up to `each` a person; then whatever is left
-    order = sorted(range(len(identity)), key=lambda i: (not (several[i] and rank[i] < each), int(rank[i]) // each, i))
-    return torch.tensor(sorted(order[:count]))
+def _keep_if(folder: Path, made_by: str) -> None:
+    """Empty a folder of pictures, unless it says that the very same made them."""
+    mark = folder / "made-by"
+    if not mark.is_file() or mark.read_text() != made_by:
+        if folder.exists():
+            shutil.rmtree(folder)
+        write_whole(mark, made_by)
 
 
 def _words(value: Any) -> Iterator[str]:

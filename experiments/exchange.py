@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ SUFFIX = {"png": ".png", "half": ".png", "noise1": ".png", "webp80": ".webp"}  #
 def hide_into(
     folder: Path,
     method: ReversibleAnonymizer,
-    batches: list[FaceBatch],
+    batches: Iterable[FaceBatch],
     secret: Secret,
     seed: int,
     carrier: str,
@@ -56,6 +56,7 @@ def hide_into(
     draws: dict[str, Any] = {"anonymized": keys.right}
     if method.key_spec.kind != "none":
         draws |= {leg: partial(keys.other, index=at) for at, leg in enumerate(_legs("other", other_keys))}
+    attributes: dict[int, list[float]] = {}
     done = 0
     for batch in batches:
         face = method.fit_size(batch)
@@ -65,16 +66,9 @@ def hide_into(
                 _fill(folder / leg, batch.sample, carrier, hide)
                 speed.keep(folder / "hiding.json")
             _fill(folder / "inverted", batch.sample, "png", partial(method.invert, face))
+        attributes |= dict(zip(batch.sample.tolist(), batch.attributes[:, : method.attributes].tolist(), strict=True))
         tell(done := done + len(batch.image))
-    described = {
-        "header": header.to_dict(),
-        "carrier": carrier,
-        "attributes": {
-            int(s): a[: method.attributes].tolist()
-            for b in batches
-            for s, a in zip(b.sample, b.attributes, strict=True)
-        },
-    }
+    described = {"header": header.to_dict(), "carrier": carrier, "attributes": attributes}
     write_whole(folder / "header.json", json.dumps(described).encode())
     return speed
 
