@@ -28,12 +28,13 @@ from datamodules.files import write_whole
 from experiments.build import build, configuration, load_method, method_spec, read_yaml
 from experiments.chosen import ChosenFaces, chosen_faces
 from experiments.embeddings import Remembering
-from experiments.exchange import comparison_secret, hide_into, read_trip
+from experiments.exchange import Speed, comparison_secret, hide_into, keep_if, read_trip
 from experiments.guards import Guard, check_judges, training_people
 from experiments.opening import recover_elsewhere
 from experiments.provenance import code_digest, commit, file_digest, versions
 from experiments.report import write_report
 from experiments.report_pictures import folder_name
+from experiments.walls import began
 from lightning_modules.anonymizer import resize
 from lightning_modules.calibration import load_calibration
 from lightning_modules.carriers import encode
@@ -194,7 +195,7 @@ class _Run:
         """The test faces; originals are written out at the comparison's size."""
         faces, size = chosen_faces(data, spec, self.plan.faces, self.plan.batch_size), self.plan.size
         folder = self.out / "faces" / data / "original"
-        _keep_if(folder, f"{faces.digest} {size} {code_digest(making=True)}")
+        keep_if(folder, f"{faces.digest} {size} {code_digest(making=True)}")
         for batch in faces:
             for image, sample in zip(batch.image, batch.sample, strict=True):
                 file = folder / f"{int(sample):06d}.png"
@@ -213,6 +214,7 @@ class _Run:
         method, notes = load_method(spec)
         if not self.plan.allow_loss_judges:
             check_judges(method, self.judges)
+        since = began(part.with_suffix(".began"), making)
         with torch.no_grad():
             method.prepare(faces.datamodule)
         guard = Guard(method)
@@ -243,7 +245,7 @@ class _Run:
         }
         figures = []
         for carrier in self.plan.carriers:
-            figures += self._measure(data, name, spec, guard, faces, carrier, making)
+            figures += self._measure(data, name, spec, guard, faces, carrier, making, since)
         figures = [dataclasses.replace(figure, **common) for figure in figures]
         self.rows.append(row)
         lines = [json.loads(figure.to_json()) for figure in figures]
@@ -258,6 +260,7 @@ class _Run:
         faces: ChosenFaces,
         carrier: str,
         making: str,
+        since: int,
     ) -> list[Figure]:
         """Hide the faces into files, open the files with header and secret alone, and judge what is in the files.
 
@@ -268,7 +271,7 @@ class _Run:
         folder = (
             self.out / "faces" / data / (folder_name(name) if carrier == "png" else f"{folder_name(name)}@{carrier}")
         )
-        _keep_if(folder, f"{making} {guard.tensors} {faces.digest}")
+        keep_if(folder, f"{making} {guard.tensors} {faces.digest}")
         others, tries = (self.plan.other_keys, self.plan.wrong_keys) if carrier == "png" else (1, 1)
         seed = self.plan.seed
         with self._bar(f"hiding, {carrier}", faces.count) as tell:
@@ -277,7 +280,7 @@ class _Run:
         opening = None
         if method.reversible:
             with self._bar(f"opening, {carrier}", faces.count) as tell:
-                opening = recover_elsewhere(folder, spec, method, seed, tries, tell)
+                opening = recover_elsewhere(folder, spec, method, seed, tries, since, tell)
         near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
         metrics: list[RoundTripMetric] = [PictureQuality(lpips=True, near_key=near)]
         metrics += [IdentityScores(j, self.thresholds[n].threshold, near) for n, j in self.judges.items()]
@@ -285,14 +288,17 @@ class _Run:
         if carrier == "png":
             metrics += [FacesDetected(default_detector()), Pollution()]
         guard.judge(read_trip(folder, batch, self.plan.size) for batch in faces)
-        done = 0
+        judging = Speed()
         with self._bar(f"judging, {carrier}", faces.count) as tell:
             for batch in faces:
                 trip = read_trip(folder, batch, self.plan.size)
-                for metric in metrics:
-                    metric.update(trip)
-                tell(done := done + len(batch.image))
-        figures = [figure for metric in metrics for figure in metric.figures()]
+                with judging.timed(len(batch.image)):
+                    for metric in metrics:
+                        metric.update(trip)
+                tell(judging.faces)
+        with judging.timed():
+            figures = [figure for metric in metrics for figure in metric.figures()]
+        judging.keep(folder / "judging.json")
         figures = [dataclasses.replace(f, carrier=carrier) for f in figures]
         if carrier == "png":
             for leg, speed in (("anonymized", hiding), ("recovered", opening)):
@@ -372,15 +378,6 @@ class _Run:
             write_report(self.out)
             self.console.print((self.out / "table.md").read_text(), markup=False, soft_wrap=True)
             self.console.print(f"report: {self.out / 'report.html'}", soft_wrap=True)
-
-
-def _keep_if(folder: Path, made_by: str) -> None:
-    """Empty a folder of pictures, unless it says that the very same made them."""
-    mark = folder / "made-by"
-    if not mark.is_file() or mark.read_text() != made_by:
-        if folder.exists():
-            shutil.rmtree(folder)
-        write_whole(mark, made_by)
 
 
 def _words(value: Any) -> Iterator[str]:

@@ -17,9 +17,11 @@ from typing import Any
 import lightning as L
 from safetensors.torch import load_file
 
+from datamodules.archives import cache_folder
 from datamodules.files import write_tensors
 from experiments.build import build, one_sentence
 from experiments.exchange import Speed, comparison_secret, recover_from
+from experiments.walls import Walls
 from lightning_modules.anonymizer import ReversibleAnonymizer
 
 
@@ -29,12 +31,14 @@ def recover_elsewhere(
     method: ReversibleAnonymizer,
     seed: int,
     wrong_keys: int = 1,
+    since: int = sys.maxsize,
     tell: Callable[[int], None] = lambda done: None,
 ) -> Speed:
     """As :func:`~experiments.exchange.recover_from`, by another process.
 
     It builds the method anew from its configuration and gets the tensors of its ``state_dict``, the folder, and the
-    seed of the comparison's secret. Nothing else crosses in memory; originals on the disk are not walled off.
+    seed of the comparison's secret. Nothing else crosses in memory, and originals on the disk, or what the method wrote
+    there while it hid faces, are behind :class:`~experiments.walls.Walls`.
 
     Args:
         folder: What was hidden, and where to put what is opened.
@@ -42,6 +46,7 @@ def recover_elsewhere(
         method: The method, whose tensors hiding must have left as they were; they go along.
         seed: Of the comparison.
         wrong_keys: As of :func:`~experiments.exchange.recover_from`.
+        since: Nanoseconds since the epoch; what was written from then on is not read.
         tell: Hears every second how many faces were recovered.
 
     Raises:
@@ -57,6 +62,7 @@ def recover_elsewhere(
             "folder": str(folder.resolve()),
             "seed": seed,
             "wrong_keys": wrong_keys,
+            "since": since,
             "parent": os.getpid(),
         }
         with subprocess.Popen(
@@ -99,11 +105,15 @@ def main() -> int:
     order = json.load(sys.stdin)
     threading.Thread(target=_end_with, args=(order["parent"],), daemon=True).start()
     L.seed_everything(order["seed"], workers=True, verbose=False)
+    folder, state = Path(order["folder"]), Path(order["state"])
+    own = [state, *(folder / name for name in ("anonymized", "header.json", "opening.json"))]
+    walls = Walls([folder.parent, cache_folder() / "faces"], order["since"], [*own, sys.prefix, sys.base_prefix])
     try:
         method = build(ReversibleAnonymizer, order, "method").eval()
-        method.load_state_dict(load_file(order["state"]))
+        method.load_state_dict(load_file(state))
+        walls.alone = True
         secret = comparison_secret(order["seed"])
-        speed = recover_from(Path(order["folder"]), method, secret, wrong_keys=order["wrong_keys"])
+        speed = recover_from(folder, method, secret, wrong_keys=order["wrong_keys"])
     except Exception as error:  # told by the one who asked
         print(f"{type(error).__name__}: {one_sentence(error)}", file=sys.stderr)
         return 1

@@ -12,7 +12,7 @@ from experiments import compare as room
 from experiments.build import build, load_method, method_spec, read_yaml
 from experiments.chosen import ChosenFaces, choose_faces
 from experiments.compare import Comparison, compare
-from experiments.exchange import Speed, hide_into, read_trip, recover_from
+from experiments.exchange import Speed, hide_into, keep_if, read_trip, recover_from
 from experiments.provenance import _makes, code_digest
 from flows.conjugate import Conjugate
 from lightning_modules.anonymizer import ReversibleAnonymizer
@@ -263,7 +263,7 @@ def test_faces_are_told_by_their_pixels_and_batches():
 def test_pictures_are_kept_for_what_made_them_alone(tmp_path):
     folder = tmp_path / "faces"
     for made_by, left in (("one", False), ("one", True), ("other", False)):
-        room._keep_if(folder, made_by)
+        keep_if(folder, made_by)
         assert (folder / "picture").is_file() == left
         (folder / "picture").touch()
 
