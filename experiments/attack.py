@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from datamodules.batch import FaceBatch
 from datamodules.detection import default_detector
 from datamodules.files import write_whole
 from experiments.build import build, configuration, load_method, method_spec
-from experiments.compare import Comparison, in_batches, people_of, test_faces
+from experiments.chosen import ChosenFaces, chosen_faces
+from experiments.compare import Comparison
 from experiments.guards import Guard, check_judges
 from experiments.provenance import commit
 from lightning_modules.anonymizer import ReversibleAnonymizer, resize
@@ -91,8 +93,8 @@ def attack(
         if dry_run:
             console.print(f"{data}: {', '.join(plan.methods)}; {faces} faces, {guesses} wrong keys each, pairs {pairs}")
             continue
-        datamodule, whole = test_faces(data, spec, faces)
-        gallery = _one_each(_gallery(datamodule), seed)
+        tested = chosen_faces(data, spec, faces, plan.batch_size)
+        gallery = _one_each(_gallery(tested.datamodule), seed)
         likelihood = FaceLikelihood(gallery.image) if guesses else None
         counts = sorted(count for count in pairs if count <= len(gallery.image))
         if left := sorted(set(pairs) - set(counts)):
@@ -105,8 +107,8 @@ def attack(
             if not plan.allow_loss_judges:
                 check_judges(method, judges)
             with torch.no_grad():
-                method.prepare(datamodule)
-            Guard(method).on_strangers(people_of(datamodule, [whole]))
+                method.prepare(tested.datamodule)
+            Guard(method).on_strangers(tested.people)
             common = {
                 "method": name,
                 "data": data,
@@ -119,15 +121,15 @@ def attack(
             }
             ring, measured = KeyRing.from_seed(seed), []
             if likelihood is not None:
-                batches = track(in_batches(whole, plan.batch_size), f"{data}: {name}, guessing", console=console)
+                batches = track(tested, f"{data}: {name}, guessing", console=console)
                 known = [_told_apart(method, batch, ring, guesses, likelihood) for batch in batches]
                 by_sign = {sign: torch.cat([part[sign] for part in known]) for sign in known[0]}
                 worst = max(by_sign.values(), key=lambda values: float(values.mean()))
-                measured.append(Measured("key_guess_auc", "attacked", worst, whole.identity))
+                measured.append(Measured("key_guess_auc", "attacked", worst, tested.identity))
                 signs = ", ".join(f"{sign} {float(values.mean()):.3f}" for sign, values in by_sign.items())
                 console.print(f"{data}: {name}: {signs}", soft_wrap=True)
             for fixed in (False, True) if counts else ():
-                measured += _by_pairs(method, gallery, whole, ring, counts, fixed, judges, plan, console)
+                measured += _by_pairs(method, gallery, tested, ring, counts, fixed, judges, plan, console)
             for part in measured:
                 figure = dataclasses.replace(part.figure(), **common)
                 found.append(figure)
@@ -139,7 +141,7 @@ def attack(
 def _by_pairs(
     method: ReversibleAnonymizer,
     gallery: FaceBatch,
-    whole: FaceBatch,
+    tested: ChosenFaces,
     ring: KeyRing,
     counts: list[int],
     fixed: bool,
@@ -150,28 +152,34 @@ def _by_pairs(
     """What known originals teach: a figure for each number of pairs and each judge, of the better attacker."""
     one = method.key_spec.numbers(ring.right(0))
 
-    def hidden(faces: FaceBatch) -> Tensor:
+    def hidden(face: FaceBatch) -> Tensor:
         """As they are saved. Samples are numbered within a data set, so no two faces share a key of their own."""
-        found = []
-        word = f"hiding {len(faces.image)} faces under {'one key' if fixed else 'keys of their own'}"
-        for batch in track(in_batches(method.fit_size(faces), plan.batch_size), word, console=console):
-            own = [one if fixed else method.key_spec.numbers(ring.right(int(s))) for s in batch.sample]
-            found.append(received_faces(method, batch, torch.stack(own)).image)
-        return torch.cat(found)
+        own = [one if fixed else method.key_spec.numbers(ring.right(int(s))) for s in face.sample]
+        return received_faces(method, face, torch.stack(own)).image
 
+    size, keys = plan.batch_size, "one key" if fixed else "keys of their own"
     pairs = FaceBatch(*(field[: counts[-1]] for field in method.fit_size(gallery)))
-    known, received = hidden(pairs), hidden(whole)
-    others = method.fit_size(gallery).image
-    opened = known_plaintext(method, pairs.image, known, received, others, counts, plan.batch_size)
+    parts = [FaceBatch(*fields) for fields in zip(*(field.split(size) for field in pairs), strict=True)]
+    known = torch.cat([hidden(part) for part in track(parts, f"hiding pairs under {keys}", console=console)])
+    opened = known_plaintext(method, pairs.image, known, method.fit_size(gallery).image, counts, size)
+
+    def embedded(judge: Judge, images: Tensor) -> Tensor:
+        return judge.embed(resize(images, plan.size))
+
+    codes: dict[tuple[str, int, str], list[Tensor]] = defaultdict(list)
+    for batch in track(tested, f"attacking faces under {keys}", console=console):
+        received = hidden(method.fit_size(batch))
+        found = {0: {"shown": batch.image, "received": received}, **opened(received)}
+        for name, judge in judges.items():
+            for count, pictures in found.items():
+                for whose, images in pictures.items():
+                    codes[name, count, whose].append(embedded(judge, images))
+    seen = {what: torch.cat(parts) for what, parts in codes.items()}
     figures = []
     for name, judge in judges.items():
-
-        def embedded(images: Tensor, judge: Judge = judge) -> Tensor:
-            return judge.embed(resize(images, plan.size))
-
-        wanted, threshold = embedded(whole.image), load_calibration(judge).threshold
+        wanted, threshold = seen[name, 0, "shown"], load_calibration(judge).threshold
         told = {
-            "person": whole.identity,
+            "person": tested.identity,
             "reference": "same-image",
             "key": "fixed" if fixed else "none",
             "judge": name,
@@ -179,13 +187,14 @@ def _by_pairs(
         }
         for count in counts:
             accepted = [
-                (judge.similarity(embedded(images), wanted).diagonal() > threshold).float()
-                for images in opened[count].values()
+                (judge.similarity(made, wanted).diagonal() > threshold).float()
+                for (of, pairs_known, _), made in seen.items()
+                if (of, pairs_known) == (name, count)
             ]
             best = max(accepted, key=lambda values: float(values.mean()))
             figures.append(Measured(f"known_plaintext@{count}", "attacked", best, threshold=threshold, **told))
         if not fixed and counts[-1] >= 4:
-            moved = adapted(embedded(known), embedded(pairs.image))(embedded(received))
+            moved = adapted(embedded(judge, known), embedded(judge, pairs.image))(seen[name, 0, "received"])
             figures.append(_adaptive(judge.similarity(moved, wanted), told))
     return figures
 

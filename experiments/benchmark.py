@@ -39,6 +39,7 @@ class Measured:
     params: int | None = None
     flops: float | None = None
     memory: int | None = None
+    overhead: float | None = None
     weights: str | None = None
     why: str | None = None
 
@@ -54,7 +55,8 @@ def benchmark(
     """Measure the parts one after another, each alone in a process of its own.
 
     A time is the median of ``repeats`` stretches of calls after two calls that warm up; ``low`` and ``high``
-    are the slowest and the fastest stretch, between which, of seven, the true median lies with 98 %.
+    are the slowest and the fastest stretch, between which, of seven, the true median lies with 98 %. A comparison is
+    timed once; its overhead is its time over that of its methods and judges.
     Arithmetic counts a multiplication and an addition as two, in matrix products and convolutions only.
     Memory is how far the process grew at most over its size before the part was set up; on a GPU, the largest
     allocation.
@@ -100,15 +102,15 @@ def table(figures: Sequence[Figure]) -> str:
     for figure in figures:
         rows.setdefault(figure.method, {})[figure.metric] = figure
     lines = [
-        "| part | px | faces/s | s/face | parameters | FLOPs/face | peak memory | time, × first |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| part | px | faces/s | s/face | parameters | FLOPs/face | peak memory | overhead | time, × first |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     first = next((row["images_per_s"].value for row in rows.values()), None)
     for name, row in rows.items():
         speed = row["images_per_s"]
         seconds = "" if speed.value is None else f"{1 / speed.value:.3g}"
         ratio = "" if speed.value is None or first is None else f"{first / speed.value:.3g}"
-        shown = [_short(row.get(metric)) for metric in ("params", "flops", "peak_memory")]
+        shown = [_short(row.get(metric)) for metric in ("params", "flops", "peak_memory", "overhead")]
         cells = [name, str(speed.size or ""), cell(speed), seconds, *shown, ratio]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -141,6 +143,7 @@ def _figures(name: str, measured: Measured, config: str) -> list[Figure]:
         ("params", measured.params),
         ("flops", measured.flops),
         ("peak_memory", measured.memory),
+        ("overhead", measured.overhead),
     ):
         if value is not None:
             figures.append(Figure(metric=metric, value=value, **common))
@@ -171,11 +174,12 @@ def measure(build: Callable[[torch.device], Work], repeats: int, device: torch.d
     except (WeightsError, ImportError, OSError) as error:
         return Measured(why=str(error).splitlines()[0])
     with torch.no_grad():
-        first = min(_timed(work.run, device), _timed(work.run, device))
-        calls = max(1, round(SHORTEST / first))
-        seconds = []
-        for _ in range(repeats):
-            seconds.append(_timed(work.run, device, calls) / calls)
+        if work.once:
+            seconds = [_timed(work.run, device)]
+        else:
+            first = min(_timed(work.run, device), _timed(work.run, device))
+            calls = max(1, round(SHORTEST / first))
+            seconds = [_timed(work.run, device, calls) / calls for _ in range(repeats)]
         memory = max(_memory(device, peak=True) - before, 0)
         flops = _flops(work) if work.torch else None
     parameters = {id(p): p.numel() for module in work.modules for p in module.parameters()}
@@ -185,6 +189,7 @@ def measure(build: Callable[[torch.device], Work], repeats: int, device: torch.d
         params=sum(parameters.values()) if work.modules else None,
         flops=flops,
         memory=memory,
+        overhead=work.overhead() if work.overhead else None,
         weights=_weights(work.modules),
     )
 

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,20 +22,20 @@ import lightning as L
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
 
-from datamodules.batch import FaceBatch
 from datamodules.detection import default_detector
 from datamodules.files import write_whole
 from experiments.build import build, configuration, load_method, method_spec, read_yaml
+from experiments.chosen import ChosenFaces, chosen_faces
 from experiments.embeddings import Remembering
-from experiments.exchange import comparison_secret, hide_into, nearby_trips, read_trip
-from experiments.guards import Guard, check_judges
+from experiments.exchange import Speed, comparison_secret, hide_into, keep_if, nearby_trips, read_trip
+from experiments.guards import Guard, check_judges, training_people
 from experiments.opening import recover_elsewhere
-from experiments.provenance import code_digest, commit, file_digest, told_faces, versions
+from experiments.provenance import code_digest, commit, file_digest, versions
 from experiments.report import write_report
 from experiments.report_pictures import folder_name
-from lightning_modules.anonymizer import ReversibleAnonymizer, resize
+from experiments.walls import began
+from lightning_modules.anonymizer import resize
 from lightning_modules.calibration import load_calibration
 from lightning_modules.carriers import encode
 from lightning_modules.metrics.identity import IdentityScores
@@ -171,7 +170,7 @@ class _Run:
             task = progress.add_task("compare", total=len(plan.data) * len(plan.methods))
             for data, spec in plan.data.items():
                 try:
-                    datamodule, batches = self._faces(data, dict(spec))
+                    faces = self._faces(data, spec)
                 except (OSError, ValueError, WeightsError) as error:
                     self._without(data, error, optional=bool(spec.get("optional")))
                     progress.advance(task, len(plan.methods))
@@ -179,7 +178,7 @@ class _Run:
                 for name in plan.methods:
                     progress.update(task, description=f"{data} · {name}")
                     try:
-                        self._pair(data, name, datamodule, batches)
+                        self._pair(data, name, faces)
                     except Exception as error:  # one row is lost, the others are not
                         if os.environ.get("KEYVEIL_DEBUG"):
                             raise
@@ -198,16 +197,20 @@ class _Run:
         self.failures += [{"method": name, "data": data, "why": why} for name in self.plan.methods]
         self.console.print(f"[bold red]failed[/] {data}: {why}", soft_wrap=True)
 
-    def _faces(self, data: str, spec: dict[str, Any]) -> tuple[L.LightningDataModule, list[FaceBatch]]:
-        """The test faces in batches, as large as they come; originals are written out at the comparison's size."""
-        datamodule, whole = test_faces(data, spec, self.plan.faces)
-        self.faces[data] = told_faces(whole)
+    def _faces(self, data: str, spec: dict[str, Any]) -> ChosenFaces:
+        """The test faces; originals are written out at the comparison's size."""
+        faces, size = chosen_faces(data, spec, self.plan.faces, self.plan.batch_size), self.plan.size
+        self.faces[data] = faces.told()
         folder = self.out / "faces" / data / "original"
-        for image, sample in zip(whole.image, whole.sample, strict=True):
-            write_whole(folder / f"{int(sample):06d}.png", encode(resize(image[None], self.plan.size)[0]))
-        return datamodule, in_batches(whole, self.plan.batch_size)
+        keep_if(folder, f"{faces.digest} {size} {code_digest(making=True)}")
+        for batch in faces:
+            for image, sample in zip(batch.image, batch.sample, strict=True):
+                file = folder / f"{int(sample):06d}.png"
+                if not file.is_file():
+                    write_whole(file, encode(resize(image[None], size)[0]))
+        return faces
 
-    def _pair(self, data: str, name: str, datamodule: L.LightningDataModule, batches: list[FaceBatch]) -> None:
+    def _pair(self, data: str, name: str, faces: ChosenFaces) -> None:
         spec = method_spec(self.plan.methods[name])
         making, fingerprint = self._fingerprints(data, name, spec)
         part = self.out / "parts" / f"{data}--{folder_name(name)}.json"
@@ -218,11 +221,12 @@ class _Run:
         method, notes = load_method(spec)
         if not self.plan.allow_loss_judges:
             check_judges(method, self.judges)
+        since = began(part.with_suffix(".began"), making)
         with torch.no_grad():
-            method.prepare(datamodule)
+            method.prepare(faces.datamodule)
         guard = Guard(method)
-        guard.on_strangers(tested := people_of(datamodule, batches))
-        guard.alone_or_in_company(batches[0])
+        guard.on_strangers(faces.people)
+        guard.alone_or_in_company(next(iter(faces)))
         row = {
             "method": name,
             "data": data,
@@ -230,9 +234,9 @@ class _Run:
             "steps": notes.get("steps"),
             "seconds": notes.get("seconds"),
             "size": method.size,
-            "faces": sum(len(b.image) for b in batches),
+            "faces": faces.count,
             "note": self.plan.methods[name].get("note", ""),
-            "training_people": _told(method, tested),
+            "training_people": training_people(method, faces.people),
         }
         common = {
             "method": name,
@@ -248,7 +252,7 @@ class _Run:
         }
         figures, scores = [], []
         for carrier in self.plan.carriers:
-            measured, counted = self._measure(data, name, spec, guard, batches, carrier, making)
+            measured, counted = self._measure(data, name, spec, guard, faces, carrier, making, since)
             figures += measured
             scores += [json.loads(dataclasses.replace(found, method=name, data=data).to_json()) for found in counted]
         figures = [dataclasses.replace(figure, **common) for figure in figures]
@@ -263,9 +267,10 @@ class _Run:
         name: str,
         spec: dict[str, Any],
         guard: Guard,
-        batches: list[FaceBatch],
+        faces: ChosenFaces,
         carrier: str,
         making: str,
+        since: int,
     ) -> tuple[list[Figure], list[Histogram]]:
         """Hide the faces into files, open the files with header and secret alone, and judge what is in the files.
 
@@ -278,21 +283,17 @@ class _Run:
         folder = (
             self.out / "faces" / data / (folder_name(name) if carrier == "png" else f"{folder_name(name)}@{carrier}")
         )
-        mark, made_by = folder / "made-by", _digest(making, guard.tensors, batches)
-        if not mark.is_file() or mark.read_text() != made_by:
-            if folder.exists():
-                shutil.rmtree(folder)
-            write_whole(mark, made_by)
+        keep_if(folder, f"{making} {guard.tensors} {faces.digest}")
         others, tries = (self.plan.other_keys, self.plan.wrong_keys) if carrier == "png" else (1, 1)
         curve = self.plan.sensitivity and carrier == "png"
-        faces, seed = sum(len(batch.image) for batch in batches), self.plan.seed
-        with self._bar(f"hiding, {carrier}", faces) as tell:
-            hiding = hide_into(folder, method, batches, comparison_secret(seed), seed, carrier, others, tell)
+        seed = self.plan.seed
+        with self._bar(f"hiding, {carrier}", faces.count) as tell:
+            hiding = hide_into(folder, method, faces, comparison_secret(seed), seed, carrier, others, tell)
         guard.unchanged()
         opening = None
         if method.reversible:
-            with self._bar(f"opening, {carrier}", faces) as tell:
-                opening = recover_elsewhere(folder, spec, method, seed, tries, tell, curve)
+            with self._bar(f"opening, {carrier}", faces.count) as tell:
+                opening = recover_elsewhere(folder, spec, method, seed, tries, since, tell, curve)
         near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
         metrics: list[RoundTripMetric] = [PictureQuality(tuple(PERCEPTUAL), near)]
         judged = self._judged(near)
@@ -301,17 +302,22 @@ class _Run:
         if carrier == "png":
             metrics += [FacesDetected(default_detector()), Pollution(), Realism()]
         nearby: dict[str, list[IdentityScores]] = {}
-        guard.judge(read_trip(folder, batch, self.plan.size) for batch in batches)
-        with self._bar(f"judging, {carrier}", faces) as tell:
-            for number, batch in enumerate(batches, start=1):
+        guard.judge(read_trip(folder, batch, self.plan.size) for batch in faces)
+        judging = Speed()
+        with self._bar(f"judging, {carrier}", faces.count) as tell:
+            for batch in faces:
                 trip = read_trip(folder, batch, self.plan.size)
-                for metric in metrics:
-                    metric.update(trip)
-                for key, opened in nearby_trips(folder, batch, self.plan.size).items() if curve else ():
-                    for metric in nearby.setdefault(key, self._judged(key)):
-                        metric.update(opened)
-                tell(round(faces * number / len(batches)))
-        figures = [figure for metric in sum(nearby.values(), metrics) for figure in metric.figures()]
+                near_trips = nearby_trips(folder, batch, self.plan.size) if curve else {}
+                with judging.timed(len(batch.image)):
+                    for metric in metrics:
+                        metric.update(trip)
+                    for key, opened in near_trips.items():
+                        for metric in nearby.setdefault(key, self._judged(key)):
+                            metric.update(opened)
+                tell(judging.faces)
+        with judging.timed():
+            figures = [figure for metric in sum(nearby.values(), metrics) for figure in metric.figures()]
+        judging.keep(folder / "judging.json")
         figures = [dataclasses.replace(f, carrier=carrier) for f in figures]
         if carrier == "png":
             for leg, speed in (("anonymized", hiding), ("recovered", opening)):
@@ -400,69 +406,6 @@ class _Run:
             write_report(self.out)
             self.console.print((self.out / "table.md").read_text(), markup=False, soft_wrap=True)
             self.console.print(f"report: {self.out / 'report.html'}", soft_wrap=True)
-
-
-def _digest(making: str, tensors: str, batches: list[FaceBatch]) -> str:
-    """Hash of what makes pictures: the plan, the method's tensors, and the faces as they are batched."""
-    digest = hashlib.sha256(f"{making} {tensors}".encode())
-    for batch in batches:
-        for field in (batch.image, batch.sample, batch.attributes):
-            digest.update(f"{tuple(field.shape)}".encode() + field.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def people_of(datamodule: L.LightningDataModule, batches: list[FaceBatch]) -> frozenset[str]:
-    """Marks of the people of these test faces; empty where the data module does not know them."""
-    marks = datamodule.people("test") if hasattr(datamodule, "people") else {}
-    numbers = {int(number) for batch in batches for number in batch.identity}
-    return frozenset(marks[number] for number in numbers if number in marks)
-
-
-def _told(method: ReversibleAnonymizer, tested: frozenset[str]) -> str:
-    """What is known of the people who trained a method."""
-    if not method.state_dict():
-        return "nobody"
-    people = getattr(method, "trained_on", None)
-    if people is None or not tested:
-        return "not known"
-    count = Counter(mark.partition(":")[0] for mark in people)
-    met = {mark.partition(":")[0] for mark in tested}
-    said = [f"{n:,} of {name}" + (", none of those tested" if name in met else "") for name, n in sorted(count.items())]
-    return "; ".join(said) or "nobody"
-
-
-def test_faces(data: str, spec: dict[str, Any], count: int) -> tuple[L.LightningDataModule, FaceBatch]:
-    """A data set of a comparison, ready for its test, and ``count`` of its test faces, as large as they come."""
-    datamodule = build(L.LightningDataModule, {k: v for k, v in spec.items() if k != "optional"}, f"data {data!r}")
-    datamodule.prepare_data()
-    datamodule.setup("test")
-    loader = datamodule.test_dataloader()
-    chosen = choose_faces(torch.cat([batch.identity for batch in loader]), count)
-    kept, start = [], 0
-    for batch in loader:
-        here = chosen[(chosen >= start) & (chosen < start + len(batch.image))] - start
-        kept.append(FaceBatch(*(field[here] for field in batch)))
-        start += len(batch.image)
-    return datamodule, FaceBatch(*(torch.cat(fields) for fields in zip(*kept, strict=True)))
-
-
-def in_batches(whole: FaceBatch, size: int) -> list[FaceBatch]:
-    """Faces in batches of at most ``size``."""
-    return [FaceBatch(*fields) for fields in zip(*(field.split(size) for field in whole), strict=True)]
-
-
-def choose_faces(identity: Tensor, count: int) -> Tensor:
-    """Positions of ``count`` faces, in order: as many people as can be had with two pictures each, or more.
-
-    A person with two pictures can be compared with itself; sixteen pictures of one person say little.
-    """
-    people = identity.unique()
-    each = max(2, -(-count // len(people)))
-    rank = torch.stack([(identity[:i] == person).sum() for i, person in enumerate(identity)])
-    several = torch.stack([(identity == person).sum() >= 2 for person in identity])
-    # first those with company, up to `each` a person; then whatever is left
-    order = sorted(range(len(identity)), key=lambda i: (not (several[i] and rank[i] < each), int(rank[i]) // each, i))
-    return torch.tensor(sorted(order[:count]))
 
 
 def _words(value: Any) -> Iterator[str]:

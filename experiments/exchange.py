@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ SUFFIX = {"png": ".png", "half": ".png", "noise1": ".png", "webp80": ".webp"}  #
 def hide_into(
     folder: Path,
     method: ReversibleAnonymizer,
-    batches: list[FaceBatch],
+    batches: Iterable[FaceBatch],
     secret: Secret,
     seed: int,
     carrier: str,
@@ -57,25 +59,19 @@ def hide_into(
     draws: dict[str, Any] = {"anonymized": keys.right}
     if method.key_spec.kind != "none":
         draws |= {leg: partial(keys.other, index=at) for at, leg in enumerate(_legs("other", other_keys))}
+    attributes: dict[int, list[float]] = {}
     done = 0
     for batch in batches:
         face = method.fit_size(batch)
         with torch.no_grad():
             for leg, draw in draws.items():
-                hide = partial(speed.of, method.anonymize, face, _numbers(method, draw, batch.sample))
+                hide = partial(speed.of, method.anonymize, face, _numbers(method, draw, batch.sample), method.size)
                 _fill(folder / leg, batch.sample, carrier, hide)
                 speed.keep(folder / "hiding.json")
             _fill(folder / "inverted", batch.sample, "png", partial(method.invert, face))
+        attributes |= dict(zip(batch.sample.tolist(), batch.attributes[:, : method.attributes].tolist(), strict=True))
         tell(done := done + len(batch.image))
-    described = {
-        "header": header.to_dict(),
-        "carrier": carrier,
-        "attributes": {
-            int(s): a[: method.attributes].tolist()
-            for b in batches
-            for s, a in zip(b.sample, b.attributes, strict=True)
-        },
-    }
+    described = {"header": header.to_dict(), "carrier": carrier, "attributes": attributes}
     write_whole(folder / "header.json", json.dumps(described).encode())
     return speed
 
@@ -125,9 +121,18 @@ def recover_from(
         for leg, (given, numbers) in tried.items():
             if numbers is not None:
                 with torch.no_grad():
-                    _fill(folder / leg, sample, "png", partial(speed.of, method.recover, given, numbers))
+                    _fill(folder / leg, sample, "png", partial(speed.of, method.recover, given, numbers, method.size))
                 speed.keep(folder / "opening.json")
     return speed
+
+
+def keep_if(folder: Path, made_by: str) -> None:
+    """Empty a folder of pictures, unless it says that the very same made them."""
+    mark = folder / "made-by"
+    if not mark.is_file() or mark.read_text() != made_by:
+        if folder.exists():
+            shutil.rmtree(folder)
+        write_whole(mark, made_by)
 
 
 @dataclasses.dataclass
@@ -137,13 +142,26 @@ class Speed:
     faces: int = 0
     seconds: float = 0.0
 
-    def of(self, verb: Callable[[FaceBatch, Tensor], Tensor], face: FaceBatch, numbers: Tensor) -> Tensor:
-        """Call a verb on a batch and count."""
-        began = time.perf_counter()
-        image = verb(face, numbers)
-        self.seconds += time.perf_counter() - began
-        self.faces += len(image)
+    def of(self, verb: Callable[[FaceBatch, Tensor], Tensor], face: FaceBatch, numbers: Tensor, size: int) -> Tensor:
+        """Call a verb on a batch and count.
+
+        Raises:
+            ValueError: If it hands out anything but pictures of ``size`` pixels; beside one there is room for another.
+        """
+        with self.timed(len(face.image)):
+            image = verb(face, numbers)
+        if image.shape != (len(face.image), 3, size, size):
+            told = f"expected {len(face.image)} pictures of 3 × {size} × {size}, got {tuple(image.shape)}"
+            raise ValueError(f"{told} of {verb.__name__}")
         return image
+
+    @contextmanager
+    def timed(self, faces: int = 0) -> Iterator[None]:
+        """Count what is done inside, and these faces once it is done."""
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
+        self.faces += faces
 
     @classmethod
     def so_far(cls, file: Path) -> Speed:
@@ -184,6 +202,11 @@ def _fill(folder: Path, sample: Tensor, carrier: str, make: Callable[[], Tensor 
         write_whole(file, encode(image, carrier))
 
 
+def _saved(stem: Path) -> Path | None:
+    """The picture of this name, whatever its format; a pattern would go through the whole folder."""
+    return next((file for end in (".png", ".jpg", ".webp") if (file := stem.with_suffix(end)).is_file()), None)
+
+
 def read_trip(folder: Path, batch: FaceBatch, size: int) -> RoundTrip:
     """The legs of a batch's faces as they lie in ``folder``, at ``size`` pixels; empty where there is none."""
 
@@ -211,7 +234,7 @@ def nearby_trips(folder: Path, batch: FaceBatch, size: int) -> dict[str, RoundTr
 
 
 def _leg(folder: Path, batch: FaceBatch, size: int) -> Tensor:
-    files = [next(iter(folder.glob(f"{int(s):06d}.*")), None) for s in batch.sample]
+    files = [_saved(folder / f"{int(s):06d}") for s in batch.sample]
     if any(file is None for file in files):
         return batch.image.new_zeros((len(files), 0))
     return torch.cat([resize(decode(file.read_bytes())[None], size) for file in files])

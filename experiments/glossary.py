@@ -99,6 +99,7 @@ GLOSSARY: dict[str, Entry] = {
     "params": Entry("parameters", "Numbers in all networks of the method, frozen ones included."),
     "images_per_s": Entry("faces/s", "Faces per second, saving of the file included, on the machine of the run."),
     "peak_memory": Entry("peak memory", "Most memory held at once, in bytes."),
+    "overhead": Entry("overhead", "Time of a whole comparison over that of its methods and judges; 1 is none."),
 }
 """One entry for each name of :data:`lightning_modules.protocol.METRICS`."""
 

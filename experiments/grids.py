@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules.batch import FaceBatch, face_batch
 from datamodules.files import write_whole
 from experiments.build import build, load_method, method_spec, read_yaml
-from experiments.compare import choose_faces
+from experiments.chosen import ChosenFaces
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.callbacks.round_trip_grid import grid_picture, sheet
 from lightning_modules.carriers import through_file
@@ -83,10 +83,7 @@ def grid(
 
 def some_faces(datamodule: L.LightningDataModule, count: int) -> FaceBatch:
     """That many test faces, of different people first, the same on every machine."""
-    batches = list(datamodule.test_dataloader())
-    whole = FaceBatch(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
-    chosen = choose_faces(whole.identity, count)
-    return FaceBatch(*(field[chosen] for field in whole))
+    return next(iter(ChosenFaces(datamodule, count, batch_size=count)))
 
 
 def by_chance(method: ReversibleAnonymizer, face: FaceBatch, seed: int) -> FaceBatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
@@ -101,6 +102,24 @@ def check_judges(method: ReversibleAnonymizer, judges: Mapping[str, Judge]) -> N
                 f"judge {name!r} is a loss network of this method ({', '.join(shared)}); "
                 "take another judge, or set allow_loss_judges"
             )
+
+
+def training_people(method: ReversibleAnonymizer, tested: Collection[str]) -> str:
+    """What is known of the people who trained a method, in words.
+
+    Args:
+        method: In whose weights it may be noted.
+        tested: Marks of the test people.
+    """
+    if not method.state_dict():
+        return "nobody"
+    people = getattr(method, "trained_on", None)
+    if people is None or not tested:
+        return "not known"
+    count = Counter(mark.partition(":")[0] for mark in people)
+    met = {mark.partition(":")[0] for mark in tested}
+    said = [f"{n:,} of {name}" + (", none of those tested" if name in met else "") for name, n in sorted(count.items())]
+    return "; ".join(said) or "nobody"
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

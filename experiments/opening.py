@@ -17,9 +17,11 @@ from typing import Any
 import lightning as L
 from safetensors.torch import load_file
 
+from datamodules.archives import cache_folder
 from datamodules.files import write_tensors
 from experiments.build import build, one_sentence
 from experiments.exchange import Speed, comparison_secret, recover_from
+from experiments.walls import Walls
 from lightning_modules.anonymizer import ReversibleAnonymizer
 
 
@@ -29,13 +31,15 @@ def recover_elsewhere(
     method: ReversibleAnonymizer,
     seed: int,
     wrong_keys: int = 1,
+    since: int = sys.maxsize,
     tell: Callable[[int], None] = lambda done: None,
     sensitivity: bool = False,
 ) -> Speed:
     """As :func:`~experiments.exchange.recover_from`, by another process.
 
     It builds the method anew from its configuration and gets the tensors of its ``state_dict``, the folder, and the
-    seed of the comparison's secret. Nothing else crosses in memory; originals on the disk are not walled off.
+    seed of the comparison's secret. Nothing else crosses in memory, and originals on the disk, or what the method wrote
+    there while it hid faces, are behind :class:`~experiments.walls.Walls`.
 
     Args:
         folder: What was hidden, and where to put what is opened.
@@ -43,6 +47,7 @@ def recover_elsewhere(
         method: The method, whose tensors hiding must have left as they were; they go along.
         seed: Of the comparison.
         wrong_keys: As of :func:`~experiments.exchange.recover_from`.
+        since: Nanoseconds since the epoch; what was written from then on is not read.
         tell: Hears every second how many faces were recovered.
         sensitivity: As of :func:`~experiments.exchange.recover_from`.
 
@@ -60,6 +65,7 @@ def recover_elsewhere(
             "seed": seed,
             "wrong_keys": wrong_keys,
             "sensitivity": sensitivity,
+            "since": since,
             "parent": os.getpid(),
         }
         with subprocess.Popen(
@@ -102,12 +108,16 @@ def main() -> int:
     order = json.load(sys.stdin)
     threading.Thread(target=_end_with, args=(order["parent"],), daemon=True).start()
     L.seed_everything(order["seed"], workers=True, verbose=False)
+    folder, state = Path(order["folder"]), Path(order["state"])
+    own = [state, *(folder / name for name in ("anonymized", "header.json", "opening.json"))]
+    walls = Walls([folder.parent, cache_folder() / "faces"], order["since"], [*own, sys.prefix, sys.base_prefix])
     try:
         method = build(ReversibleAnonymizer, order, "method").eval()
-        method.load_state_dict(load_file(order["state"]))
+        method.load_state_dict(load_file(state))
+        walls.alone = True
         secret = comparison_secret(order["seed"])
         tries = {name: order[name] for name in ("wrong_keys", "sensitivity")}
-        speed = recover_from(Path(order["folder"]), method, secret, **tries)
+        speed = recover_from(folder, method, secret, **tries)
     except Exception as error:  # told by the one who asked
         print(f"{type(error).__name__}: {one_sentence(error)}", file=sys.stderr)
         return 1

@@ -38,12 +38,16 @@ class Work:
         faces: Faces it handles.
         modules: Networks whose parameters count; empty where the part is none of ours.
         torch: Whether its arithmetic runs in torch, where it can be counted.
+        once: Whether it is long enough to be timed once, without warming up.
+        overhead: What a comparison took, over what its methods and judges took.
     """
 
     run: Callable[[], object]
     faces: int
     modules: Sequence[nn.Module] = ()
     torch: bool = True
+    once: bool = False
+    overhead: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,52 @@ def _detection() -> Part:
     return Part(build, 250)
 
 
+def _overhead() -> Part:
+    """The right key and eight wrong ones on the test faces of ORL, by a method that is small and quick."""
+
+    def build(_: torch.device) -> Work:
+        from experiments.comparing import TimedComparison  # not at the top: other parts have no use for it
+
+        FaceRes()  # without its weights there is no comparison
+        data = {"faces": {"class_path": "datamodules.datasets.ORL"}, "size": 128, "num_workers": 0}
+        run = TimedComparison(
+            {
+                "size": 128,
+                "faces": 40,
+                "wrong_keys": 8,
+                "judges": {"faceres": {"class_path": "lightning_modules.judges.FaceRes"}},
+                "data": {"orl": {"class_path": "datamodules.faces.FaceDataModule", "init_args": data}},
+                "methods": {"SDN": {"config": "configs/method/sdn.yaml"}},
+            }
+        )
+        return Work(run, 40, torch=False, once=True, overhead=lambda: run.overhead)
+
+    return Part(build, 128)
+
+
+def _comparison(faces: int, size: int = 64) -> Part:
+    """Blur on so many pictures of noise: memory must not grow with them."""
+
+    def build(_: torch.device) -> Work:
+        from experiments.comparing import TimedComparison  # not at the top: other parts have no use for it
+
+        FaceRes()
+        data = {"class_path": "experiments.comparing.NoiseFaces", "init_args": {"count": faces, "size": size}}
+        blur = {"class_path": "lightning_modules.baselines.obscure.Blur", "init_args": {"size": size}}
+        run = TimedComparison(
+            {
+                "size": size,
+                "faces": faces,
+                "judges": {"faceres": {"class_path": "lightning_modules.judges.FaceRes"}},
+                "data": {"noise": data},
+                "methods": {"blur": blur},
+            }
+        )
+        return Work(run, faces, torch=False, once=True)
+
+    return Part(build, size)
+
+
 PARTS: dict[str, Part] = {
     "generator": _generator(1, 1024),
     "generator-x4": _generator(4, 1024),
@@ -192,5 +242,8 @@ PARTS: dict[str, Part] = {
     "read-and-align": _reading(),
     "cached-faces-128": _loading(),
     "detect": _detection(),
+    "compare-overhead": _overhead(),
+    "compare-100": _comparison(100),
+    "compare-1000": _comparison(1000),
 }
 """Every part by its name; ``-x4`` handles four faces a call. The others are compared with the first."""

@@ -1,4 +1,4 @@
-"""Where figures come from: the checkout, the sources, the versions and the faces that made them."""
+"""Where figures come from: the checkout, the sources and the versions that made them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ import subprocess
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from datamodules.batch import FaceBatch
-from lightning_modules.carriers import to_pixels
 
 
 def commit() -> str:
@@ -54,19 +50,6 @@ def _makes(file: str) -> bool:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def told_faces(whole: FaceBatch) -> dict[str, Any]:
-    """What provenance says of test faces: how many, of how many people, and a hash of their 8-bit pixels, in order.
-
-    Labels do not count, so that anybody can compare pictures alone.
-    """
-    digest = hashlib.sha256()
-    for image in whole.image:
-        pixels = to_pixels(image)
-        digest.update(f"{pixels.shape}".encode() + pixels.tobytes())
-    people = len(whole.identity.unique())
-    return {"faces": len(whole.image), "people": people, "pixels": f"sha256:{digest.hexdigest()}"}
 
 
 def versions() -> dict[str, str]:

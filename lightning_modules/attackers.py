@@ -196,37 +196,39 @@ def known_plaintext(
     method: ReversibleAnonymizer,
     shown: Float[Tensor, "pairs 3 height width"],
     hidden: Float[Tensor, "pairs 3 height width"],
-    received: Image,
     others: Float[Tensor, "others 3 height width"],
     counts: Sequence[int],
     batch: int = 8,
-) -> dict[int, dict[str, Image]]:
-    """What an attacker makes of received pictures who knows some originals with what became of them.
+) -> Callable[[Image], dict[int, dict[str, Image]]]:
+    """Attackers who know some originals with what became of them.
 
     Args:
         method: In eval mode.
         shown: Originals that the attacker has.
         hidden: What became of them, as it was saved.
-        received: Anonymized pictures of other people, as they were saved.
         others: Faces that everybody can get; from these it is learned how people's codes lie.
         counts: How many pairs the attacker has, each at most all of them.
-        batch: Faces at once.
+        batch: Faces at once, of those given here.
 
     Returns:
-        By number of pairs and by attacker (``blocks``; ``codes``, where a method knows identity codes) the pictures.
+        What makes of received pictures of other people, as they were saved, by number of pairs and by attacker
+        (``blocks``; ``codes``, where a method knows identity codes) the pictures.
     """
-    found: dict[int, dict[str, Image]] = {
-        count: {"blocks": learned_blocks(hidden[:count], shown[:count])(received)} for count in counts
-    }
-    if method.code_of(face_batch(received[:1])) is None:
+    by_blocks = {count: learned_blocks(hidden[:count], shown[:count]) for count in counts}
+    by_codes: dict[int, Callable[[Tensor], Tensor]] = {}
+    if method.code_of(face_batch(hidden[:1])) is not None:
+        given, wanted, people = (
+            torch.cat([method.code_of(face_batch(part)) for part in images.split(batch)])
+            for images in (hidden, shown, others)
+        )
+        by_codes = {count: learned_codes(given[:count], wanted[:count], people) for count in counts}
+
+    @torch.no_grad()
+    def opened(received: Image) -> dict[int, dict[str, Image]]:
+        found = {count: {"blocks": invert(received)} for count, invert in by_blocks.items()}
+        face = face_batch(received)
+        for count, guess in by_codes.items():
+            found[count]["codes"] = method.recover_from(face, guess(method.code_of(face)))
         return found
 
-    def codes(images: Image) -> Tensor:
-        return torch.cat([method.code_of(face_batch(part)) for part in images.split(batch)])
-
-    given, wanted, met, people = codes(hidden), codes(shown), codes(received), codes(others)
-    for count in counts:
-        guessed = learned_codes(given[:count], wanted[:count], people)(met)
-        parts = zip(received.split(batch), guessed.split(batch), strict=True)
-        found[count]["codes"] = torch.cat([method.recover_from(face_batch(image), code) for image, code in parts])
-    return found
+    return opened

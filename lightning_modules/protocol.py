@@ -37,7 +37,7 @@ METRICS = (
     *("expression_agree", "gender_agree", "age_mae", "attribute_agree"),
     *("background_shift", "seam", "eye_shift", "hair_shift"),
     *("known_plaintext@N", "key_guess_auc", "inverter_tar", "adaptive_tar"),
-    *("flops", "params", "images_per_s", "peak_memory"),
+    *("flops", "params", "images_per_s", "peak_memory", "overhead"),
 )
 """Names of figures; ``known_plaintext@N`` is written with its number of pairs: ``known_plaintext@10``."""
 

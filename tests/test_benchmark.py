@@ -1,9 +1,13 @@
+import json
 import math
 
 import pytest
 import torch
+from test_compare import calibrated, write  # noqa: F401
 
 from experiments.benchmark import benchmark, measure, table
+from experiments.comparing import NoiseFaces as ComparedNoise
+from experiments.comparing import TimedComparison
 from experiments.parts import PARTS, Work
 from lightning_modules.protocol import read_results
 from lightning_modules.weights import WeightsError
@@ -22,6 +26,33 @@ def test_arithmetic_and_parameters_are_those_of_the_layer():
     assert measured.params == 16 * 8  # a module that is named twice counts once
     assert len(measured.seconds) == 3
     assert all(seconds > 0 for seconds in measured.seconds)
+
+
+def test_long_work_is_timed_once_and_says_its_overhead():
+    calls = []
+    work = Work(lambda: calls.append(1), 4, torch=False, once=True, overhead=lambda: 1.5)
+    measured = measure(lambda device: work, 7, CPU)
+    assert (len(calls), len(measured.seconds), measured.overhead) == (1, 1, 1.5)
+
+
+def test_the_overhead_of_a_comparison_is_what_is_left_beside_methods_and_judges(tmp_path):
+    noise = {"class_path": "experiments.comparing.NoiseFaces", "init_args": {"count": 8, "size": 64}}
+    plan = json.loads(write(tmp_path / "c.yaml", data={"noise": noise}).read_text())
+    plan["methods"] = {"blur": plan["methods"]["blur"]}
+    run = TimedComparison(plan)
+    run()
+    assert 1 < run.overhead < math.inf
+    plan["methods"] = {"blur": {"class_path": "lightning_modules.baselines.obscure.Blur", "init_args": {"sizes": 1}}}
+    with pytest.raises(RuntimeError, match="sizes"):
+        TimedComparison(plan)()
+
+
+def test_faces_of_noise_are_drawn_alike_each_time():
+    faces = ComparedNoise(count=8, size=16).test_dataloader()
+    (one,), (again,) = list(faces), list(faces)
+    assert torch.equal(one.image, again.image)
+    assert one.identity.tolist() == [0] * 4 + [1] * 4
+    assert one.sample.tolist() == list(range(8))
 
 
 def test_memory_is_how_far_the_process_grew_at_most():

@@ -7,6 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
+from torchmetrics.functional.classification import binary_roc
 
 from lightning_modules.calibration import (
     CALIBRATION,
@@ -60,6 +61,21 @@ def test_at_most_the_asked_share_exceeds_it(scores):
 def test_the_rate_holds_on_strangers_it_has_not_seen(scores):
     threshold = calibrate(scores[:100_000], 1e-3, draws=10).threshold
     assert (scores[100_000:] > threshold).mean() == pytest.approx(1e-3, rel=0.35)
+
+
+@pytest.mark.parametrize("far", [1e-2, 1e-3])
+def test_what_it_lets_through_is_the_point_of_the_curve(scores, far):
+    """Torchmetrics' ROC: of all thresholds with at most that share of strangers, the one that accepts most mates."""
+    strangers = scores[:50_000] * 0.5 + 0.3
+    mated = np.random.default_rng(1).normal(0.45, 0.05, 5_000)
+    truth = torch.cat([torch.zeros(len(strangers)), torch.ones(len(mated))]).long()
+    both = torch.from_numpy(np.concatenate([strangers, mated]))
+    assert 0 < both.min() < both.max() < 1  # or torchmetrics takes them for logits
+    false_accepts, true_accepts, _ = binary_roc(both, truth)
+    wanted = true_accepts[false_accepts <= far + 1e-9].max()
+    assert 0.05 < wanted < 0.95
+    threshold = calibrate(strangers, far, draws=10).threshold
+    assert (mated > threshold).mean() == pytest.approx(float(wanted), abs=1e-6)
 
 
 def faces(people, each, seed):

@@ -12,9 +12,10 @@ from orl_faces import need
 from datamodules.batch import FaceBatch
 from experiments import compare as room
 from experiments.build import build, load_method, method_spec, read_yaml
-from experiments.compare import Comparison, choose_faces, compare
-from experiments.exchange import Speed, hide_into, read_trip, recover_from
-from experiments.provenance import _makes, code_digest, told_faces
+from experiments.chosen import ChosenFaces, choose_faces
+from experiments.compare import Comparison, compare
+from experiments.exchange import Speed, hide_into, keep_if, read_trip, recover_from
+from experiments.provenance import _makes, code_digest
 from flows.conjugate import Conjugate
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.calibration import Calibration
@@ -103,9 +104,10 @@ def test_scores_keys_nearby_and_hashes_of_the_faces_are_kept(tmp_path):
     assert scores["SDN", "linear", "anonymized"].threshold == 0.9
     told = json.loads((tmp_path / "out" / "run.json").read_text())["faces"]["noise"]
     assert (told["faces"], told["people"]) == (6, 6)
-    assert told == told_faces(room.test_faces("noise", {"class_path": "conftest.NoiseFaces"}, 6)[1])
-    darker = NoiseFaces().whole()
-    assert told_faces(darker._replace(image=darker.image - 2 / 255)) != told_faces(darker)
+    faces = NoiseFaces()
+    assert told == ChosenFaces(faces, 6, 8).told() == ChosenFaces(faces, 6, 2).told()  # however they are batched
+    faces.items = [face._replace(image=face.image - 2 / 255) for face in faces.items]
+    assert told["pixels"] != ChosenFaces(faces, 6, 8).told()["pixels"]
 
 
 def test_a_second_run_goes_on_where_the_first_stopped(tmp_path, monkeypatch):
@@ -267,14 +269,66 @@ def test_opening_ends_with_whoever_asked_for_it():
     assert subprocess.run([sys.executable, "-c", asks], capture_output=True, timeout=120, check=True).stdout == b""
 
 
-def test_pictures_are_kept_for_the_same_faces_tensors_and_plan_alone():
-    faces = NoiseFaces(count=4).whole()
-    kept = room._digest("plan", "tensors", [faces])
-    assert kept == room._digest("plan", "tensors", [NoiseFaces(count=4).whole()])
-    changed = faces._replace(image=faces.image + 1 / 127.5)
-    others = [("other", "tensors", [faces]), ("plan", "other", [faces]), ("plan", "tensors", [changed])]
-    others.append(("plan", "tensors", [FaceBatch(*(field[at : at + 2] for field in faces)) for at in (0, 2)]))
-    assert kept not in {room._digest(*other) for other in others}
+class Brighter(NoiseFaces):
+    def __init__(self):
+        super().__init__()
+        self.items[0] = self.items[0]._replace(image=self.items[0].image + 1 / 127.5)
+
+
+def test_faces_are_told_by_their_pixels_and_batches():
+    kept = ChosenFaces(NoiseFaces(), count=4, batch_size=4).digest
+    assert kept == ChosenFaces(NoiseFaces(), count=4, batch_size=4).digest
+    others = [(Brighter(), 4, 4), (NoiseFaces(), 3, 4), (NoiseFaces(), 4, 2)]
+    assert kept not in {ChosenFaces(*other).digest for other in others}
+
+
+def test_pictures_are_kept_for_what_made_them_alone(tmp_path):
+    folder = tmp_path / "faces"
+    for made_by, left in (("one", False), ("one", True), ("other", False)):
+        keep_if(folder, made_by)
+        assert (folder / "picture").is_file() == left
+        (folder / "picture").touch()
+
+
+class Watched(torch.utils.data.Dataset):
+    """Faces that keep a list of what was read."""
+
+    def __init__(self, items):
+        self.items, self.read = items, []
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, row):
+        self.read.append(row)
+        return self.items[row]
+
+
+def test_chosen_faces_are_read_anew_and_a_batch_at_a_time():
+    noise = NoiseFaces(count=24, batch_size=5)
+    noise.items = Watched(noise.items)
+    faces = ChosenFaces(noise, count=7, batch_size=3)
+    assert noise.items.read == list(range(24))  # to see whose they are
+    wanted = noise.whole()
+    for _ in range(2):
+        noise.items.read.clear()
+        found, ahead = [], []
+        for batch in faces:
+            found.append(batch)
+            ahead.append(len(noise.items.read))
+        assert ahead == [3, 6, 7]
+        assert [len(batch.image) for batch in found] == [3, 3, 1]
+        rows = choose_faces(wanted.identity, 7)
+        for field, expected in zip(zip(*found, strict=True), wanted, strict=True):
+            assert torch.equal(torch.cat(field), expected[rows])
+    assert (len(faces), faces.count) == (3, 7)
+
+
+def test_faces_in_an_order_by_chance_are_refused():
+    noise = NoiseFaces()
+    noise.test_dataloader = noise.train_dataloader
+    with pytest.raises(ValueError, match="in order"):
+        ChosenFaces(noise, count=7, batch_size=3)
 
 
 def test_a_wrong_attribute_is_tried_where_attributes_are_factors(tmp_path):

@@ -1,13 +1,22 @@
 """Planted cheats: each must fail its comparison, in one sentence."""
 
+import os
+import struct
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import NoiseFaces
 from test_compare import calibrated, write  # noqa: F401
 
 from experiments.compare import compare
+from experiments.exchange import hide_into, recover_from
 from lightning_modules.anonymizer import ReversibleAnonymizer
-from lightning_modules.keys import KeySpec
+from lightning_modules.carriers import decode, encode
+from lightning_modules.keys import KeySpec, Secret
 
 KEPT = {}
 
@@ -79,6 +88,60 @@ class Trains(Honest):
         self.train()
 
 
+class KeepsOriginalsOnTheDisk(Honest):
+    """Writes them where nobody looks, one file a key, and dates the files back."""
+
+    def place(self, key):
+        return Path(os.environ["HIDEOUT"]) / f"{sha256(key.numpy().tobytes()).hexdigest()}.pt"
+
+    def anonymize(self, face, key):
+        for numbers, image in zip(key, face.image, strict=True):
+            torch.save(image.clone(), self.place(numbers))
+            os.utime(self.place(numbers), (0, 0))
+        return super().anonymize(face, key) * 0.5
+
+    def recover(self, face, key):
+        found = [self.place(numbers) for numbers in key]
+        return torch.stack([torch.load(file) if file.is_file() else face.image[0] for file in found])
+
+
+class LinksOriginals(KeepsOriginalsOnTheDisk):
+    """Gives an old file that holds them a new name."""
+
+    def anonymize(self, face, key):
+        new = Path(os.environ["HIDEOUT"]) / "new.pt"
+        if not new.exists():
+            torch.save(face.image.clone(), new.with_name("old.pt"))
+            new.hardlink_to(new.with_name("old.pt"))
+        return Honest.anonymize(self, face, key)
+
+    def recover(self, face, key):
+        return torch.load(Path(os.environ["HIDEOUT"]) / "new.pt")[: len(key)]
+
+
+class ReadsTheOriginals(Honest):
+    """Those that the comparison itself puts beside what was made of them."""
+
+    def recover(self, face, key):
+        files = sorted(Path(os.environ["HIDEOUT"]).parent.rglob("faces/noise/original/*.png"))
+        return torch.stack([decode(file.read_bytes()) for file in files[: len(key)]])
+
+
+class AsksAnother(Honest):
+    """Another process reads for it what it may not read itself."""
+
+    def recover(self, face, key):
+        return torch.frombuffer(bytearray(subprocess.check_output(["cat", sys.executable])), dtype=torch.float32)
+
+
+class HidesBesideThePicture(Honest):
+    def anonymize(self, face, key):
+        return torch.cat([super().anonymize(face, key), face.image], 2)
+
+    def recover(self, face, key):
+        return face.image[:, :, 64:]
+
+
 CHEATS = [
     (KeepsOriginalsInAGlobal, "a process that has files and key alone cannot recover"),
     (KeepsOriginalsInItself, "a process that has files and key alone cannot recover"),
@@ -87,11 +150,18 @@ CHEATS = [
     (OpensForAnyKey, "a wrong key opens its pictures"),
     (DependsOnItsBatch, "depends on the faces beside it"),
     (Trains, "training mode"),
+    (KeepsOriginalsOnTheDisk, "was written after the method began to hide faces"),
+    (LinksOriginals, "was written after the method began to hide faces"),
+    (ReadsTheOriginals, "it may hold the original"),
+    (AsksAnother, "does so alone, without subprocess.Popen"),
+    (HidesBesideThePicture, "got (6, 3, 128, 64) of anonymize"),
 ]
 
 
 @pytest.mark.parametrize(("cheat", "why"), CHEATS, ids=[cheat.__name__ for cheat, _ in CHEATS])
-def test_a_planted_cheat_fails(cheat, why, tmp_path):
+def test_a_planted_cheat_fails(cheat, why, tmp_path, monkeypatch):
+    monkeypatch.setenv("HIDEOUT", str(tmp_path / "hideout"))
+    (tmp_path / "hideout").mkdir()
     methods = {"cheat": {"class_path": f"test_guards.{cheat.__name__}"}}
     assert compare(write(tmp_path / "c.yaml", methods=methods, wrong_keys=2), tmp_path / "out") == 1
     text = " ".join((tmp_path / "out" / "table.md").read_text().split())
@@ -127,3 +197,40 @@ def test_a_method_trained_on_test_people_is_refused(marks, cheats, tmp_path):
 def test_an_honest_method_passes(tmp_path):
     methods = {"honest": {"class_path": "test_guards.Honest"}}
     assert compare(write(tmp_path / "c.yaml", methods=methods, wrong_keys=2), tmp_path / "out") == 0
+
+
+class Labelled(torch.Tensor):
+    """Pictures with a note of what they were."""
+
+
+class HidesBehindThePicture(Honest):
+    """In finer steps than grey levels, in values out of range, and in a note on the tensor."""
+
+    def anonymize(self, face, key):
+        image = (super().anonymize(face, key).as_subclass(Labelled) * 1000).sign() * (1 + face.image.abs() / 300)
+        image.note = face.image
+        return image
+
+
+def chunks(png):
+    at, found = 8, []
+    while at < len(png):
+        length, kind = struct.unpack(">I4s", png[at : at + 8])
+        found.append(kind.decode())
+        at += 12 + length
+    assert at == len(png)  # nothing follows the last one
+    return found
+
+
+def test_a_saved_picture_is_its_grey_levels_and_nothing_else(tmp_path):
+    """The comparison writes files, not the method: equal grey levels are equal files, without a word beside them."""
+    faces = NoiseFaces(count=2).whole()
+    hide_into(tmp_path, HidesBehindThePicture().eval(), [faces], Secret("one"), 0, "png")
+    for file in sorted((tmp_path / "anonymized").iterdir()):
+        png = file.read_bytes()
+        assert set(chunks(png)) == {"IHDR", "IDAT", "IEND"}
+        assert encode(decode(png)) == png
+        assert decode(png).abs().eq(1).all()  # the signs are left
+    recover_from(tmp_path, HidesBehindThePicture().eval(), Secret("one"))
+    opened = decode((tmp_path / "recovered" / "000000.png").read_bytes())
+    assert opened.abs().eq(1).all()

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from scipy.stats import bootstrap, norm
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.nn import functional as F
 
@@ -283,6 +284,17 @@ def test_unlinkability_of_uniform_scores_meets_its_closed_form():
     assert unlinkability(p, q) == pytest.approx(1 / 3, abs=1e-3)
 
 
+def test_unlinkability_of_gaussians_meets_its_integral():
+    """p = N(1, 1) and q = N(0, 1), integrated on a fine grid: what 20 bins and chance add or lose is below .02."""
+    generator = torch.Generator().manual_seed(0)
+    mated, strangers = torch.randn(100_000, generator=generator) + 1, torch.randn(100_000, generator=generator)
+    grid = np.linspace(-8, 9, 100_001)
+    p, q = norm.pdf(grid, 1), norm.pdf(grid)
+    wanted = (p * np.clip((p - q) / (p + q), 0, None)).sum() * (grid[1] - grid[0])
+    assert 0.2 < wanted < 0.4
+    assert unlinkability(mated, strangers) == pytest.approx(wanted, abs=0.02)
+
+
 # --- pictures ------------------------------------------------------------------------------------------
 
 
@@ -448,6 +460,27 @@ def test_many_pictures_of_few_people_are_few_observations():
     values = torch.randn(10, generator=torch.Generator().manual_seed(0))[person]
     people, faces = interval(values, person), interval(values, torch.arange(400))
     assert people[1] - people[0] > 3 * (faces[1] - faces[0])
+
+
+@pytest.mark.parametrize("each", [1, 5])
+def test_the_interval_is_scipys_bootstrap_of_people(each):
+    """Of sums over people by counts over people, drawn together."""
+    generator = torch.Generator().manual_seed(0)
+    person = torch.arange(60).repeat_interleave(torch.arange(60) % each + 1)
+    values = (torch.rand(len(person), generator=generator) + torch.rand(60, generator=generator)[person] > 1).float()
+    total, count = np.bincount(person, values), np.bincount(person)
+    found = bootstrap(
+        (total, count),
+        lambda total, count, axis: total.sum(axis) / count.sum(axis),
+        paired=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=0,
+    ).confidence_interval
+    low, high = interval(values, person)
+    width = found.high - found.low
+    assert low == pytest.approx(found.low, abs=0.08 * width)
+    assert high == pytest.approx(found.high, abs=0.08 * width)
 
 
 def test_never_seen_is_not_never():
