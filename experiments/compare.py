@@ -39,6 +39,8 @@ from experiments.report_pictures import folder_name
 from lightning_modules.anonymizer import ReversibleAnonymizer, resize
 from lightning_modules.calibration import load_calibration
 from lightning_modules.carriers import encode
+from lightning_modules.metrics.attributes import FaceAttributes
+from lightning_modules.metrics.fairness import Groups
 from lightning_modules.metrics.identity import IdentityScores
 from lightning_modules.metrics.measured import RoundTripMetric
 from lightning_modules.metrics.pollution import Pollution
@@ -282,10 +284,12 @@ class _Run:
                 opening = recover_elsewhere(folder, spec, method, seed, tries, tell)
         near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
         metrics: list[RoundTripMetric] = [PictureQuality(lpips=True, near_key=near)]
-        metrics += [IdentityScores(j, self.thresholds[n].threshold, near) for n, j in self.judges.items()]
+        groups = Groups() if carrier == "png" else None
+        metrics += [IdentityScores(j, self.thresholds[n].threshold, near, groups) for n, j in self.judges.items()]
         metrics += [build(RoundTripMetric, found, f"metric {n!r}") for n, found in self.plan.metrics.items()]
         if carrier == "png":
-            metrics += [FacesDetected(default_detector()), Pollution()]
+            used = () if self.plan.allow_loss_judges else method.loss_networks
+            metrics += [FacesDetected(default_detector(), groups), Pollution(), FaceAttributes(used)]
         guard.judge(read_trip(folder, batch, self.plan.size) for batch in batches)
         with self._bar(f"judging, {carrier}", faces) as tell:
             for number, batch in enumerate(batches, start=1):
