@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= passive
 weights: .venv/.ready
 	$(BIN)/keyveil weights fetch mobilestylegan-mapping-graph mobilestylegan-mapping \
 		mobilestylegan-synthesis-graph mobilestylegan-synthesis mobilefacenet centerface \
-		dlib-landmarks5 dlib-recognition faceres-graph faceres landmarks68 orl
+		dlib-landmarks5 dlib-recognition faceres-graph faceres landmarks68 head-pose eyes-open orl
 
 # Real faces in, a comparison table out: trains SDN and both phases of iFADIT for a minute each on ORL faces, then
 # compares them, trained and untrained, with blur, pixelate, black box and k-same. Ends with runs/demo/table/report.html.

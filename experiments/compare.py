@@ -38,6 +38,8 @@ from experiments.walls import began
 from lightning_modules.anonymizer import resize
 from lightning_modules.calibration import load_calibration
 from lightning_modules.carriers import encode
+from lightning_modules.metrics.attributes import FaceAttributes
+from lightning_modules.metrics.fairness import Groups
 from lightning_modules.metrics.identity import IdentityScores
 from lightning_modules.metrics.measured import RoundTripMetric
 from lightning_modules.metrics.perceptual import NETWORKS as PERCEPTUAL
@@ -296,11 +298,13 @@ class _Run:
                 opening = recover_elsewhere(folder, spec, method, seed, tries, since, tell, curve)
         near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
         metrics: list[RoundTripMetric] = [PictureQuality(tuple(PERCEPTUAL), near)]
-        judged = self._judged(near)
+        groups = Groups() if carrier == "png" else None
+        judged = self._judged(near, groups)
         metrics += judged
         metrics += [build(RoundTripMetric, found, f"metric {n!r}") for n, found in self.plan.metrics.items()]
         if carrier == "png":
-            metrics += [FacesDetected(default_detector()), Pollution(), Realism()]
+            used = () if self.plan.allow_loss_judges else method.loss_networks
+            metrics += [FacesDetected(default_detector(), groups), Pollution(), FaceAttributes(used), Realism()]
         nearby: dict[str, list[IdentityScores]] = {}
         guard.judge(read_trip(folder, batch, self.plan.size) for batch in faces)
         judging = Speed()
@@ -329,9 +333,9 @@ class _Run:
             figures.append(Figure(metric="params", value=float(params), n=1, carrier=None, key=None))
         return figures, [scores for metric in judged for scores in metric.histograms()] if carrier == "png" else []
 
-    def _judged(self, near_key: str) -> list[IdentityScores]:
+    def _judged(self, near_key: str, groups: Groups | None = None) -> list[IdentityScores]:
         """A metric for each judge."""
-        return [IdentityScores(j, self.thresholds[n].threshold, near_key) for n, j in self.judges.items()]
+        return [IdentityScores(j, self.thresholds[n].threshold, near_key, groups) for n, j in self.judges.items()]
 
     @contextmanager
     def _bar(self, what: str, faces: int) -> Iterator[Callable[[int], None]]:

@@ -78,6 +78,7 @@ GLOSSARY: dict[str, Entry] = {
     "landmark_shift": Entry("landmark shift", "How far eyes, nose and mouth corners move, in eye distances."),
     "pose_deg": Entry("pose (°)", "Change of the head's pose in degrees."),
     "expression_agree": Entry("expression kept", "Share of faces whose recognised expression stays the same."),
+    "eyes_agree": Entry("eyes kept", "Share of faces whose eyes stay open, or closed."),
     "gender_agree": Entry("gender kept", "Share of faces whose estimated gender stays the same."),
     "age_mae": Entry("age error", "Mean change of the estimated age, in years."),
     "attribute_agree": Entry("attributes kept", "Share of labelled attributes that a classifier still finds."),
@@ -95,6 +96,12 @@ GLOSSARY: dict[str, Entry] = {
     ),
     "inverter_tar": Entry("trained inverter", "Share accepted after a network trained without the key undid it."),
     "adaptive_tar": Entry("adapted judge", "Share accepted by a recogniser tuned on anonymized faces."),
+    "tar_gap": Entry(
+        "gap in acceptance", "Between the group of people with the most faces accepted and that with the fewest."
+    ),
+    "detected_gap": Entry(
+        "gap in detection", "Between the group of people with the most faces still detected and that with the fewest."
+    ),
     "flops": Entry("FLOPs", "Floating-point operations for one face."),
     "params": Entry("parameters", "Numbers in all networks of the method, frozen ones included."),
     "images_per_s": Entry("faces/s", "Faces per second, saving of the file included, on the machine of the run."),

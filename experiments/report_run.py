@@ -73,8 +73,8 @@ class Run:
         return list(self.figures.get((method, data), {}).values())
 
     def pick(self, method: str, data: str, leg: str, metric: str, **words: Any) -> list[Figure]:
-        """Figures of the whole picture that have a value; through a PNG file unless told otherwise."""
-        words = {"leg": leg, "metric": metric, "region": None, "carrier": "png", **words}
+        """Figures of the whole picture and of all faces that have a value; through a PNG file unless told otherwise."""
+        words = {"leg": leg, "metric": metric, "region": None, "group": None, "carrier": "png", **words}
         return [
             figure
             for figure in self.of(method, data)
@@ -99,4 +99,5 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 def slot(figure: Figure) -> tuple:
     """What makes two figures of a method the same figure."""
-    return tuple(getattr(figure, f) for f in ("metric", "leg", "reference", "carrier", "key", "region", "judge"))
+    place = ("metric", "leg", "reference", "carrier", "key", "region", "group", "judge")
+    return tuple(getattr(figure, name) for name in place)

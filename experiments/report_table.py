@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from experiments.glossary import GLOSSARY, LEGS, entry, metric_word
 from experiments.report_run import TAR, Run, slot
-from lightning_modules.protocol import CARRIERS, KEYS, Figure, arrow, cell
+from lightning_modules.protocol import CARRIERS, GAPS, GROUPS, KEYS, Figure, arrow, cell
 
 NOTHING = "—"
 BOTH = ("same-image", "other-image")
@@ -40,8 +40,8 @@ class Column(NamedTuple):
 
     def takes(self, figure: Figure) -> bool:
         """Whether this column shows a figure."""
-        asked = (self.metric, self.leg, self.judge, "png", None)
-        found = (figure.metric, figure.leg, figure.judge, figure.carrier or "png", figure.region)
+        asked = (self.metric, self.leg, self.judge, "png", None, None)
+        found = (figure.metric, figure.leg, figure.judge, figure.carrier or "png", figure.region, figure.group)
         in_key = (figure.key or "right") in self.keys
         return found == asked and in_key and figure.reference in self.references
 
@@ -140,11 +140,11 @@ def table_of(run: Run, data: str) -> Table:
         cost = _cost(row, figures)
         failed = run.failures.get((method, data))
         rows.append(Row(method, cells, cost, failed, notes.number(remark) if remark else None))
-    # What the main table has no column for: a row a figure, a column a method.
+    # What the main table has no column for: a row a figure, a column a method; of groups of people, only the gaps.
     rest: dict[tuple, dict[str, Figure]] = {}
     for method in methods:
         for figure in run.of(method, data):
-            if (method, slot(figure)) not in shown:
+            if (method, slot(figure)) not in shown and figure.group in (None, *GROUPS):
                 rest.setdefault(slot(figure), {})[method] = figure
     others = []
     for found in sorted(rest.values(), key=lambda found: _order(next(iter(found.values())))):
@@ -188,6 +188,7 @@ def _title(figure: Figure) -> tuple[str, str]:
     key = figure.key if figure.leg == "wrongly_recovered" or figure.key == "fixed" else None
     words = [figure.judge, figure.reference, _KEY.get(key, key)]
     words += ["inside the face mask"] if figure.region == "face" else []
+    words += [f"by apparent {figure.group}"] if figure.group else []
     head = f"{entry(figure.metric).title} {arrow(figure.metric, figure.leg, figure.reference)}".rstrip()
     return section, ", ".join(word for word in (head, *words) if word)
 
@@ -210,6 +211,15 @@ def _cost(row: dict[str, Any], figures: list[Figure]) -> list[str]:
     faces = row.get("faces") or max((f.n for f in figures if f.metric not in others), default=None)
     steps, size = (NOTHING if told[name] is None else f"{told[name]:,}" for name in ("steps", "size"))
     return [steps, duration(told["seconds"]), size, NOTHING if faces is None else f"{faces:,}"]
+
+
+UNFAIR = {
+    ("anonymized", TAR): "Still accepted when anonymized",
+    ("recovered", TAR): "Accepted when recovered",
+    ("anonymized", "detected"): "Still detected when anonymized",
+    ("recovered", "detected"): "Still detected when recovered",
+}
+"""Shares that are compared between groups of people, and how a sentence about them begins."""
 
 
 class Sentence(NamedTuple):
@@ -236,13 +246,26 @@ def _sentence(run: Run, method: str, data: str) -> Sentence:
         return Sentence(method, f"no acceptance was measured{f' ({missing[0]})' if missing else ''}.")
     text = f"{_share(hidden)} of anonymized faces are still accepted as the original person ({_by(hidden)}); "
     if back is None:
-        return Sentence(method, text + "no recovery was measured.")
+        return Sentence(method, text + "no recovery was measured." + _unfairness(run, method, data))
     text += f"{_share(back)} come back with the right key ({_by(back)})"
-    return Sentence(
-        method,
-        text
-        + (f", {_share(wrong)} with a wrong one ({_by(wrong)}, {_KEY.get(wrong.key, wrong.key)})." if wrong else "."),
-    )
+    text += f", {_share(wrong)} with a wrong one ({_by(wrong)}, {_KEY.get(wrong.key, wrong.key)})." if wrong else "."
+    return Sentence(method, text + _unfairness(run, method, data))
+
+
+def _unfairness(run: Run, method: str, data: str) -> str:
+    """For each share, between which groups of people it differs most; only gaps that chance alone hardly makes."""
+    told = ""
+    for (leg, metric), words in UNFAIR.items():
+        gaps = [gap for group in GROUPS for gap in run.pick(method, data, leg, GAPS[metric], group=group)]
+        gap = max((gap for gap in gaps if gap.low is not None and gap.low > 0), key=lambda gap: gap.value, default=None)
+        if gap is None:
+            continue
+        found = [run.pick(method, data, leg, metric, group=g, judge=gap.judge) for g in GROUPS[gap.group]]
+        worst, *_, best = sorted((figure for figures in found for figure in figures), key=lambda f: f.value)
+        judged = f", {gap.judge}" if gap.judge else ""
+        told += f" {words}, by apparent {gap.group}{judged}:"
+        told += f" {_share(best)} ({best.group}), {_share(worst)} ({worst.group})."
+    return told
 
 
 def _share(figure: Figure) -> str:

@@ -34,9 +34,10 @@ METRICS = (
         "landmark_shift",
         "pose_deg",
     ),
-    *("expression_agree", "gender_agree", "age_mae", "attribute_agree"),
+    *("expression_agree", "eyes_agree", "gender_agree", "age_mae", "attribute_agree"),
     *("background_shift", "seam", "eye_shift", "hair_shift"),
     *("known_plaintext@N", "key_guess_auc", "inverter_tar", "adaptive_tar"),
+    *("tar_gap", "detected_gap"),
     *("flops", "params", "images_per_s", "peak_memory", "overhead"),
 )
 """Names of figures; ``known_plaintext@N`` is written with its number of pairs: ``known_plaintext@10``."""
@@ -65,19 +66,26 @@ bit to flip and is tried at a cosine instead. Attackers have none:
 REGIONS = ("picture", "face")
 """Where a figure of a picture is taken: everywhere, or inside the face mask."""
 
-IDENTITY_METRICS = frozenset({"tar@far=1e-3", "tar_worst_bit", "similarity", "rank1", "id_distance"})
+GROUPS = {"gender": ("women", "men"), "age": ("under 40", "40 and older")}
+"""Groups of faces by what the original appears to be, for fairness."""
+
+GAPS = {"tar@far=1e-3": "tar_gap", "detected": "detected_gap"}
+"""Share that is told group by group → the difference between the groups with the most and the least of it."""
+
+IDENTITY_METRICS = frozenset({"tar@far=1e-3", "tar_worst_bit", "similarity", "rank1", "id_distance", "tar_gap"})
 """Figures that mean nothing without a judge and a reference."""
 
 SHARES = frozenset(
-    {"tar@far=1e-3", "tar_worst_bit", "rank1", "bit_exact", "diversity", "detected"}
-    | {"known_plaintext@N", "inverter_tar", "adaptive_tar", "expression_agree", "gender_agree", "attribute_agree"}
+    {"tar@far=1e-3", "tar_worst_bit", "rank1", "bit_exact", "diversity", "detected", "tar_gap", "detected_gap"}
+    | {"known_plaintext@N", "inverter_tar", "adaptive_tar"}
+    | {"expression_agree", "eyes_agree", "gender_agree", "attribute_agree"}
 )
 """Figures that are shares of faces, shown in percent."""
 
 _ALIKE = frozenset({"tar@far=1e-3", "similarity", "rank1"})
 _HIGHER = frozenset(
     {"psnr", "ssim", "ms_ssim", "bit_exact", "diversity", "detected", "images_per_s"}
-    | {"expression_agree", "gender_agree", "attribute_agree"}
+    | {"expression_agree", "eyes_agree", "gender_agree", "attribute_agree"}
 )
 _PERCEPTUAL = frozenset({"psnr", "ssim", "ms_ssim", "lpips", "pieapp", "lpips_squeeze_caffe"})
 
@@ -108,6 +116,7 @@ class Figure:
         threshold: Accepting similarity of the judge, where the figure uses one.
         why: Reason of a missing value.
         region: ``"face"`` for a figure taken inside the mask.
+        group: Of whose faces it is, a word of :data:`GROUPS`; for a gap, between whose: ``"gender"`` or ``"age"``.
         judge_weights, steps, seconds, faces, size: Judge's hash; and of the run: training steps, seconds of
             training, training faces, picture size in pixels. Left out of the line where they are ``None``.
 
@@ -139,6 +148,7 @@ class Figure:
     seed: int = 0
     why: str | None = None
     region: str | None = None
+    group: str | None = None
     judge_weights: str | None = None
     steps: int | None = None
     seconds: float | int | None = None
@@ -156,6 +166,7 @@ class Figure:
             ("carrier", CARRIERS),
             ("key", KEYS),
             ("region", REGIONS),
+            ("group", (*GROUPS, *(word for group in GROUPS.values() for word in group))),
         ):
             word = getattr(self, name)
             if word is not None and word not in words:
@@ -205,7 +216,7 @@ class Figure:
 
 
 _FIELDS = {field.name: field for field in fields(Figure)}
-_OPTIONAL = frozenset({"why", "region", "judge_weights", "steps", "seconds", "faces", "size"})
+_OPTIONAL = frozenset({"why", "region", "group", "judge_weights", "steps", "seconds", "faces", "size"})
 
 
 def read_results(path: str | Path) -> list[Figure]:

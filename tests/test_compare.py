@@ -21,10 +21,12 @@ from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.calibration import Calibration
 from lightning_modules.ifadit import IFADITTransform
 from lightning_modules.keys import KeyRing, KeySpec, Secret
+from lightning_modules.metrics.attributes import FaceAttributes
+from lightning_modules.metrics.fairness import Groups
 from lightning_modules.metrics.identity import IdentityScores
 from lightning_modules.metrics.measured import Measured, RoundTripMetric
 from lightning_modules.metrics.scores import read_scores
-from lightning_modules.protocol import read_results
+from lightning_modules.protocol import GROUPS, read_results
 from lightning_modules.sdn import SDN
 
 
@@ -42,6 +44,11 @@ class LinearJudge:
 
     def describe(self):
         return self.name
+
+
+def look(images):
+    """A toy that says who is a man by the first pixel; everybody is 50."""
+    return torch.stack([images[:, 0, 0, 0] / 2 + 0.5, torch.full((len(images),), 50.0)], 1)
 
 
 class FindsNoFace:
@@ -75,6 +82,8 @@ def calibrated(monkeypatch):
     threshold = Calibration(threshold=0.9, far=1e-3, pairs=1000, low=0.8, high=0.95)
     monkeypatch.setattr(room, "load_calibration", lambda judge: threshold)
     monkeypatch.setattr(room, "default_detector", FindsNoFace)
+    monkeypatch.setattr(room, "Groups", lambda: Groups(look))
+    monkeypatch.setattr(room, "FaceAttributes", lambda used: FaceAttributes(used, {"faceres": look}))
 
 
 def test_every_method_on_every_data_set_ends_in_a_table(tmp_path):
@@ -83,6 +92,11 @@ def test_every_method_on_every_data_set_ends_in_a_table(tmp_path):
     assert {f.method for f in figures} == {"blur", "SDN"}
     assert {f.leg for f in figures if f.method == "SDN"} >= {"anonymized", "recovered", "wrongly_recovered"}
     assert {f.leg for f in figures if f.method == "blur"} <= {"anonymized", None}
+    kept = [f for f in figures if f.metric == "gender_agree" and f.method == "SDN"]
+    assert {f.leg: f.n for f in kept} == {"anonymized": 6, "recovered": 6, "wrongly_recovered": 6}
+    gaps = [f for f in figures if f.metric == "tar_gap" and f.method == "SDN"]
+    assert {(f.leg, f.group) for f in gaps} == {(leg, of) for leg in ("anonymized", "recovered") for of in GROUPS}
+    assert all(f.value is None and f.why.startswith("fewer than 20 faces of ") for f in gaps)
     assert "diversity" in {f.metric for f in figures if f.leg == "wrongly_recovered"}  # of several wrong keys
     near = [path.read_bytes() for path in (tmp_path / "out").rglob("nearly_recovered*/000000.png")]
     assert len(near) == len(set(near)) == 8  # another bit each

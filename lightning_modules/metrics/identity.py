@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_modules.anonymizer import RoundTrip
 from lightning_modules.judges import Judge
+from lightning_modules.metrics.fairness import Groups, by_group
 from lightning_modules.metrics.measured import Measured, RoundTripMetric, gathered
 
 if TYPE_CHECKING:
@@ -195,12 +196,19 @@ class IdentityScores(RoundTripMetric):
         threshold: Accepting similarity, calibrated beforehand; ``None`` calibrates on the originals seen.
         near_key: Word of the protocol for the key of ``nearly_recovered``: ``"one-bit"``, or ``"cosine-0.9"``
             for a method whose key is a vector of normal numbers.
+        groups: To which group a face belongs; ``None`` tells nothing of groups.
     """
 
-    def __init__(self, judge: Judge, threshold: float | None = None, near_key: str = "one-bit") -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        threshold: float | None = None,
+        near_key: str = "one-bit",
+        groups: Groups | None = None,
+    ) -> None:
         super().__init__()
-        self.judge, self.threshold, self.near_key = judge, threshold, near_key
-        for name in (*PICTURES, *AGAIN, "person", "sample"):
+        self.judge, self.threshold, self.near_key, self.groups = judge, threshold, near_key, groups
+        for name in (*PICTURES, *AGAIN, "person", "sample", "group"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, trip: RoundTrip) -> None:
@@ -215,6 +223,8 @@ class IdentityScores(RoundTripMetric):
                 getattr(self, name).append(torch.stack(codes, 1).to(self.device))
         self.person.append(trip.identity.to(self.device))
         self.sample.append(trip.sample.to(self.device))
+        if self.groups is not None:
+            self.group.append(self.groups(trip.original).to(self.device))
 
     def embeddings(self) -> Embeddings | None:
         """What was gathered so far; ``None`` before the first face."""
@@ -249,4 +259,17 @@ class IdentityScores(RoundTripMetric):
             *security.security(known),
             *diversity.diversity(known),
             *realism.alike_as_sets(known),
+            *self._by_group(known),
         ]
+
+    def _by_group(self, faces: Embeddings) -> list[Measured]:
+        """Acceptance against the very picture, group by group."""
+        group = gathered(self.group)
+        if self.groups is None or group is None:
+            return []
+        shares = [
+            faces.measured("tar@far=1e-3", leg, "same-image", faces.accepted(faces.meeting(leg).same))
+            for leg in ("anonymized", "recovered")
+            if leg in faces.pictures
+        ]
+        return [figure for share in shares for figure in by_group(share, group.cpu(), self.groups.why)]

@@ -23,7 +23,7 @@ class Measured(NamedTuple):
     """Values of one figure, face by face.
 
     Attributes:
-        metric, leg, reference, key, region: Words of the protocol.
+        metric, leg, reference, key, region, group: Words of the protocol.
         values: One a face, ``(N,)``; a share is the mean of zeros and ones. ``None`` where the figure is n/a.
         person: Whose face, ``(N,)``, the unit of resampling. ``None``: ``values`` is one number without an
             interval.
@@ -44,12 +44,13 @@ class Measured(NamedTuple):
     judge_weights: str | None = None
     threshold: float | None = None
     n: int | None = None
+    group: str | None = None
 
     @property
     def name(self) -> str:
         """Flat name: ``anonymized/tar@far=1e-3/same-image``, ``wrongly_recovered/one-bit/psnr``."""
         key = self.key if self.leg == "wrongly_recovered" else None
-        return "/".join(part for part in (self.leg, key, self.metric, self.reference, self.region) if part)
+        return "/".join(part for part in (self.leg, key, self.metric, self.reference, self.region, self.group) if part)
 
     def figure(self) -> Figure:
         """The line of results; the caller adds method, data, config … with ``dataclasses.replace``."""
@@ -59,6 +60,7 @@ class Measured(NamedTuple):
             "reference": self.reference,
             "key": self.key,
             "region": self.region,
+            "group": self.group,
             "judge": self.judge,
             "judge_weights": self.judge_weights,
             "threshold": self.threshold,

@@ -9,6 +9,7 @@ from torch import Tensor
 from datamodules.detection import Detection, Detector
 from lightning_modules.anonymizer import RoundTrip
 from lightning_modules.carriers import to_pixels
+from lightning_modules.metrics.fairness import Groups, by_group
 from lightning_modules.metrics.measured import Measured, RoundTripMetric, gathered, legs_of
 
 LEGS = (("anonymized", "right"), ("recovered", "right"), ("wrongly_recovered", "random"))
@@ -24,12 +25,15 @@ class FacesDetected(RoundTripMetric):
 
     Args:
         detector: Finds faces in an RGB picture, the most certain first.
+        groups: To which group a face belongs, to tell ``detected`` of anonymized and recovered faces group by group;
+            ``None`` tells nothing of groups.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, groups: Groups | None = None) -> None:
         super().__init__()
-        self.detector = detector
+        self.detector, self.groups = detector, groups
         self.add_state("person", [], dist_reduce_fx="cat")
+        self.add_state("group", [], dist_reduce_fx="cat")
         for leg, _ in LEGS:
             self.add_state(leg, [], dist_reduce_fx="cat")
 
@@ -38,6 +42,8 @@ class FacesDetected(RoundTripMetric):
         originals = [self._find(image) for image in trip.original]
         known = [face is not None for face in originals]
         self.person.append(trip.identity.to(self.device)[torch.tensor(known, device=self.device)])
+        if self.groups is not None:
+            self.group.append(self.groups(trip.original)[torch.tensor(known)].to(self.device))
         for leg, images in legs_of(trip).items():
             if leg in LEGS:
                 rows = [
@@ -48,14 +54,16 @@ class FacesDetected(RoundTripMetric):
                 getattr(self, leg[0]).append(torch.tensor(rows, device=self.device).reshape(-1, 3))
 
     def measured(self) -> list[Measured]:
-        """Three figures a leg."""
-        person, figures = gathered(self.person), []
+        """Three figures a leg, and those of its groups."""
+        person, group, figures = gathered(self.person), gathered(self.group), []
         for leg, key in LEGS:
             rows = gathered(getattr(self, leg))
             if rows is None or person is None:
                 continue
             found = rows[:, 0] > 0
             figures.append(Measured("detected", leg, rows[:, 0], person, key=key))
+            if self.groups is not None and group is not None and key == "right":
+                figures += by_group(figures[-1], group, self.groups.why)
             for column, metric in ((1, "box_shift"), (2, "landmark_shift")):
                 figures.append(Measured(metric, leg, rows[found, column], person[found], key=key))
         return figures
