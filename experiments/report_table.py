@@ -13,6 +13,7 @@ from lightning_modules.protocol import CARRIERS, KEYS, Figure, arrow, cell
 NOTHING = "—"
 BOTH = ("same-image", "other-image")
 NEAR = ("one-bit", "cosine-0.9")
+KEY_WORDS = {"random": "random key", "fixed": "one key for all", "shared": "one key a person"}
 NEAR_NOTE = "key at cosine 0.9 from the right one: a key of normal numbers has no bit to flip"
 
 
@@ -179,8 +180,8 @@ def _title(figure: Figure) -> tuple[str, str]:
     leg = LEGS[figure.leg] if figure.leg else "the method"
     by_file = figure.carrier not in (None, "png")
     section = f"{leg}, through {figure.carrier}" if by_file else leg
-    key = figure.key if figure.leg == "wrongly_recovered" or figure.key == "fixed" else None
-    words = [figure.judge, figure.reference, {"random": "random key", "fixed": "one key for all"}.get(key, key)]
+    key = figure.key if figure.leg == "wrongly_recovered" or figure.key in KEY_WORDS else None
+    words = [figure.judge, figure.reference, KEY_WORDS.get(key, key)]
     words += ["inside the face mask"] if figure.region == "face" else []
     head = f"{entry(figure.metric).title} {arrow(figure.metric, figure.leg, figure.reference)}".rstrip()
     return section, ", ".join(word for word in (head, *words) if word)

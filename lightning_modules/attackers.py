@@ -192,12 +192,20 @@ def adapted(
 
 
 @torch.no_grad()
+def codes_of(method: ReversibleAnonymizer, images: Image, batch: int = 8) -> Float[Tensor, "n dim"] | None:
+    """Identity codes as a method reads them off pictures; ``None`` where it knows none."""
+    if method.code_of(face_batch(images[:1])) is None:
+        return None
+    return torch.cat([method.code_of(face_batch(part)) for part in images.split(batch)])
+
+
+@torch.no_grad()
 def known_plaintext(
     method: ReversibleAnonymizer,
     shown: Float[Tensor, "pairs 3 height width"],
     hidden: Float[Tensor, "pairs 3 height width"],
     received: Image,
-    others: Float[Tensor, "others 3 height width"],
+    people: Float[Tensor, "others dim"] | None,
     counts: Sequence[int],
     batch: int = 8,
 ) -> dict[int, dict[str, Image]]:
@@ -207,8 +215,9 @@ def known_plaintext(
         method: In eval mode.
         shown: Originals that the attacker has.
         hidden: What became of them, as it was saved.
-        received: Anonymized pictures of other people, as they were saved.
-        others: Faces that everybody can get; from these it is learned how people's codes lie.
+        received: Anonymized pictures of other faces, as they were saved.
+        people: Codes (:func:`codes_of`) of faces that everybody can get; they say how people's codes lie. ``None``
+            where a method knows no codes.
         counts: How many pairs the attacker has, each at most all of them.
         batch: Faces at once.
 
@@ -218,13 +227,9 @@ def known_plaintext(
     found: dict[int, dict[str, Image]] = {
         count: {"blocks": learned_blocks(hidden[:count], shown[:count])(received)} for count in counts
     }
-    if method.code_of(face_batch(received[:1])) is None:
+    if people is None:
         return found
-
-    def codes(images: Image) -> Tensor:
-        return torch.cat([method.code_of(face_batch(part)) for part in images.split(batch)])
-
-    given, wanted, met, people = codes(hidden), codes(shown), codes(received), codes(others)
+    given, wanted, met = (codes_of(method, images, batch) for images in (hidden, shown, received))
     for count in counts:
         guessed = learned_codes(given[:count], wanted[:count], people)(met)
         parts = zip(received.split(batch), guessed.split(batch), strict=True)

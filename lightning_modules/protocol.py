@@ -36,7 +36,7 @@ METRICS = (
     ),
     *("expression_agree", "gender_agree", "age_mae", "attribute_agree"),
     *("background_shift", "seam", "eye_shift", "hair_shift"),
-    *("known_plaintext@N", "key_guess_auc", "inverter_tar", "adaptive_tar"),
+    *("known_plaintext@N", "known_person", "key_guess_auc", "inverter_tar", "adaptive_tar"),
     *("flops", "params", "images_per_s", "peak_memory"),
 )
 """Names of figures; ``known_plaintext@N`` is written with its number of pairs: ``known_plaintext@10``."""
@@ -54,9 +54,10 @@ REFERENCES = ("same-image", "other-image", "other-key")
 CARRIERS = ("png", "jpeg95", "jpeg75", "jpeg50", "webp80", "half", "noise1", "photo", "latent", "sealed")
 """How the anonymized picture travelled to the one who recovers it."""
 
-KEYS = ("right", "random", "one-bit", "attribute", "cosine-0.5", "cosine-0.9", "cosine-0.99", "fixed", "none")
+KEYS = ("right", "random", "one-bit", "attribute", "cosine-0.5", "cosine-0.9", "cosine-0.99", "fixed", "shared", "none")
 """The key of a leg; a key of normal numbers has no bit to flip and is tried at a cosine instead. Attackers have none:
-``fixed`` where all pictures share one, as after a nonce that came twice."""
+``fixed`` where all pictures share one, as after a nonce that came twice; ``shared`` where those of a person do, as
+along a clip's track."""
 
 REGIONS = ("picture", "face")
 """Where a figure of a picture is taken: everywhere, or inside the face mask."""
@@ -66,7 +67,8 @@ IDENTITY_METRICS = frozenset({"tar@far=1e-3", "similarity", "rank1", "id_distanc
 
 SHARES = frozenset(
     {"tar@far=1e-3", "rank1", "bit_exact", "diversity", "detected"}
-    | {"known_plaintext@N", "inverter_tar", "adaptive_tar", "expression_agree", "gender_agree", "attribute_agree"}
+    | {"known_plaintext@N", "known_person", "inverter_tar", "adaptive_tar"}
+    | {"expression_agree", "gender_agree", "attribute_agree"}
 )
 """Figures that are shares of faces, shown in percent."""
 

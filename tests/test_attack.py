@@ -17,6 +17,7 @@ from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.attackers import (
     FaceLikelihood,
     adapted,
+    codes_of,
     guess_auc,
     guessing_signs,
     known_plaintext,
@@ -159,7 +160,7 @@ def test_known_originals_help_where_a_key_comes_twice(fixed, sees):
     known, others = (FaceBatch(*(field[part] for field in faces)) for part in (slice(0, 380), slice(380, 400)))
     received = received_faces(method, others, keys[380:]).image
     hidden = received_faces(method, known, keys[:380]).image
-    opened = known_plaintext(method, known.image, hidden, received, known.image, [10, 380])
+    opened = known_plaintext(method, known.image, hidden, received, codes_of(method, known.image), [10, 380])
     assert set(opened[380]) == {"blocks"}
 
     def alike(images):
@@ -182,7 +183,8 @@ def test_a_method_with_codes_is_attacked_through_them_too():
     whole = faces.whole()
     keys = method.key_spec.random(1).expand(60, -1, -1)
     hidden = received_faces(method, whole, keys).image
-    opened = known_plaintext(method, whole.image[:50], hidden[:50], hidden[50:], whole.image[:50], [50])
+    people = codes_of(method, whole.image[:50])
+    opened = known_plaintext(method, whole.image[:50], hidden[:50], hidden[50:], people, [50])
     assert set(opened[50]) == {"blocks", "codes"}
     assert opened[50]["codes"].shape == (10, 3, 64, 64)
 
