@@ -32,6 +32,9 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         return self.hidden[turn, face].float() / 127.5 - 1, self.shown[face].float() / 127.5 - 1
 
 
+EPOCH = 512  # fewest pairs of an epoch: of a few, each comes several times
+
+
 class OneRound(Sampler[int]):
     """A round an epoch, in an order by the seed and the epoch alone: a training that goes on sees what it would have.
 
@@ -48,16 +51,18 @@ class OneRound(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.pairs.shown)
+        return -(-EPOCH // len(self.pairs.shown)) * len(self.pairs.shown)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        start = self.epoch % len(self.pairs.hidden) * len(self)
-        yield from (start + torch.randperm(len(self), generator=generator)).tolist()
+        faces = len(self.pairs.shown)
+        start = self.epoch % len(self.pairs.hidden) * faces
+        for _ in range(len(self) // faces):
+            yield from (start + torch.randperm(faces, generator=generator)).tolist()
 
 
 class PairDataModule(L.LightningDataModule):
-    """Training batches of pairs; a last one that is not full is dropped where there is another.
+    """Training batches of pairs; a last one that is not full is dropped.
 
     Args:
         pairs: The pairs.
@@ -72,4 +77,4 @@ class PairDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """One round of keys each epoch."""
         sampler = OneRound(self.pairs, self.seed)
-        return DataLoader(self.pairs, self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
+        return DataLoader(self.pairs, self.batch_size, sampler=sampler, drop_last=True)

@@ -39,6 +39,7 @@ PAIRS = [1, 10, 100, 512]
 def attack(
     table: Path,
     out: Path | None = None,
+    only: str | None = None,
     faces: int = 64,
     guesses: int = 8,
     pairs: list[int] = PAIRS,
@@ -75,6 +76,7 @@ def attack(
     Args:
         table: A file under configs/compare/.
         out: Folder to write into; by default the comparison's, runs/compare/NAME.
+        only: Names of the methods to attack, with commas between them; by default all.
         faces: Test faces of each data set.
         guesses: Wrong keys a face; 0 leaves guessing out.
         pairs: How many known originals the attackers have, one of each person before the second of anybody, of the
@@ -87,7 +89,8 @@ def attack(
         dry_run: Say what would run, and stop.
 
     Raises:
-        ValueError: If there is no face, a number is negative, or a method or a judge is not admitted to comparisons.
+        ValueError: If there is no face, a number is negative, or a method is unknown, or it or a judge is not
+            admitted to comparisons.
     """
     if faces < 1 or guesses < 0 or min(pairs, default=1) < 1:
         told = f"got {faces}, {guesses} and {pairs}"
@@ -98,12 +101,15 @@ def attack(
     console = Console(stderr=True)
     table = configuration(str(table))
     plan = Comparison.read(table)
+    chosen = [name.strip() for name in (only or "").split(",") if name.strip()] or list(plan.methods)
+    if unknown := [name for name in chosen if name not in plan.methods]:
+        raise ValueError(f"{table} has no method {unknown[0]!r}; it has {', '.join(plan.methods)}")
     out = out or Path("runs/compare") / table.stem
     budget = Budget(inverter_steps, inverter_size, inverter_pairs, inverter_keys)
     if dry_run:
         for data in plan.data:
             told = f"{faces} faces, {guesses} wrong keys each, pairs {pairs}, inverter {inverter_steps} steps"
-            console.print(f"{data}: {', '.join(plan.methods)}; {told}", soft_wrap=True)
+            console.print(f"{data}: {', '.join(chosen)}; {told}", soft_wrap=True)
         return
     judges = {name: build(object, spec, f"judge {name!r}") for name, spec in plan.judges.items()}
     judges = {name: (judge, load_calibration(judge)) for name, judge in judges.items()} if pairs or budget.steps else {}
@@ -114,8 +120,8 @@ def attack(
         likelihood = FaceLikelihood(gallery.image) if guesses else None
         if left := sorted(count for count in set(pairs) if count > len(gallery.image)):
             console.print(f"{data} has {len(gallery.image)} training faces: without {left} pairs", soft_wrap=True)
-        for name, told in plan.methods.items():
-            method, notes = load_method(method_spec(told))
+        for name in chosen:
+            method, notes = load_method(method_spec(plan.methods[name]))
             if not plan.allow_loss_judges:
                 check_judges(method, {name: judge for name, (judge, _) in judges.items()})
             with torch.no_grad():

@@ -101,7 +101,7 @@ def trained_inverter(target: Target, budget: Budget, folder: Path) -> Inverter:
         logger=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[checkpoint, RichProgressBar(leave=True, console_kwargs={"stderr": True})],
+        callbacks=[checkpoint, RichProgressBar(console_kwargs={"stderr": True})],
     )
     target.console.print(
         f"{target.data}: {target.name}: an inverter learns from {len(pairs.pairs.shown)} pairs at {size} px, "
