@@ -1,80 +1,91 @@
-"""Pairs of anonymized and original pictures, for those who learn the way back."""
+"""Pairs of anonymized and original pictures, for one who learns the way back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import lightning as L
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
-class Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """Each original with what became of it, round after round; pictures are handed out as floats in [-1, 1].
+class Pairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """What became of each face, a first guess at its original, and the original: RGB in [-1, 1], round after round.
 
     Args:
-        shown: Originals.
-        hidden: What became of them: each round another key.
+        hidden: What became of the faces: each round another key.
+        guessed: Guesses at the originals, likewise.
+        shown: The originals.
     """
 
     def __init__(
-        self, shown: UInt8[Tensor, "faces 3 size size"], hidden: UInt8[Tensor, "rounds faces 3 size size"]
+        self,
+        hidden: Float[Tensor, "pairs 3 size size"],
+        guessed: Float[Tensor, "pairs 3 size size"],
+        shown: Float[Tensor, "faces 3 size size"],
     ) -> None:
-        self.shown, self.hidden = shown, hidden
+        self.hidden, self.guessed, self.shown = hidden, guessed, shown
 
     def __len__(self) -> int:
-        return self.hidden.shape[0] * self.hidden.shape[1]
+        return len(self.hidden)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        turn, face = divmod(row, len(self.shown))
-        return self.hidden[turn, face].float() / 127.5 - 1, self.shown[face].float() / 127.5 - 1
-
-
-EPOCH = 512  # fewest pairs of an epoch: of a few, each comes several times
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.hidden[row], self.guessed[row], self.shown[row % len(self.shown)]
 
 
-class OneRound(Sampler[int]):
-    """A round an epoch, in an order by the seed and the epoch alone: a training that goes on sees what it would have.
+class Steps(Sampler[list[int]]):
+    """Rows of each training step; which depends on its number and the seed alone, so that a training can go on.
+
+    Round after round each face comes once, in an order of its own; after the last round the first one comes again.
 
     Args:
         pairs: Whose rows.
+        steps: Training steps in all.
+        batch_size: Pairs in a batch.
         seed: Where the order comes from.
+        done: How many steps are done when it starts.
     """
 
-    def __init__(self, pairs: Pairs, seed: int) -> None:
-        self.pairs, self.seed, self.epoch = pairs, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning tells the number of the epoch."""
-        self.epoch = epoch
+    def __init__(self, pairs: Pairs, steps: int, batch_size: int, seed: int, done: Callable[[], int]) -> None:
+        self.pairs, self.steps, self.batch_size, self.seed, self.done = pairs, steps, batch_size, seed, done
 
     def __len__(self) -> int:
-        return -(-EPOCH // len(self.pairs.shown)) * len(self.pairs.shown)
+        return self.steps
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        faces = len(self.pairs.shown)
-        start = self.epoch % len(self.pairs.hidden) * faces
-        for _ in range(len(self) // faces):
-            yield from (start + torch.randperm(faces, generator=generator)).tolist()
+    def __iter__(self) -> Iterator[list[int]]:
+        faces, order = len(self.pairs.shown), {}
+        for step in range(self.done(), self.steps):
+            rows = []
+            for at in range(step * self.batch_size, (step + 1) * self.batch_size):
+                turn = at // faces
+                if turn not in order:
+                    generator = torch.Generator().manual_seed(1_000_003 * self.seed + turn)
+                    start = turn * faces % len(self.pairs)
+                    order = {turn: (start + torch.randperm(faces, generator=generator)).tolist()}
+                rows.append(order[turn][at % faces])
+            yield rows
 
 
 class PairDataModule(L.LightningDataModule):
-    """Training batches of pairs; a last one that is not full is dropped.
+    """Pairs for a training of so many steps, as one long epoch.
 
     Args:
         pairs: The pairs.
+        steps: Training steps in all.
         batch_size: Pairs in a batch.
         seed: Where their order comes from.
     """
 
-    def __init__(self, pairs: Pairs, batch_size: int = 16, seed: int = 0) -> None:
+    def __init__(self, pairs: Pairs, steps: int, batch_size: int = 16, seed: int = 0) -> None:
         super().__init__()
-        self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
+        self.pairs, self.steps, self.batch_size, self.seed = pairs, steps, batch_size, seed
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """One round of keys each epoch."""
-        sampler = OneRound(self.pairs, self.seed)
-        return DataLoader(self.pairs, self.batch_size, sampler=sampler, drop_last=True)
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+        """The batches of the steps that are left."""
+
+        def done() -> int:
+            return 0 if self.trainer is None else self.trainer.global_step
+
+        return DataLoader(self.pairs, batch_sampler=Steps(self.pairs, self.steps, self.batch_size, self.seed, done))

@@ -116,7 +116,7 @@ def attack(
     started, found = time.time(), list[Figure]()
     for data, spec in plan.data.items():
         datamodule, whole = test_faces(data, spec, faces)
-        gallery = _one_each(_gallery(datamodule), seed)
+        gallery = _one_each(_gallery(datamodule), seed) if guesses or pairs else None
         likelihood = FaceLikelihood(gallery.image) if guesses else None
         if left := sorted(count for count in set(pairs) if count > len(gallery.image)):
             console.print(f"{data} has {len(gallery.image)} training faces: without {left} pairs", soft_wrap=True)
@@ -155,7 +155,7 @@ def attack(
                 keep([_by_guessing(target, guesses, likelihood)])
             if budget.steps and judges:
                 keep(by_inverter(target, budget, out / "parts" / "inverter"))
-            if judges:
+            if pairs and judges:
                 keep(by_pairs(target, gallery, sorted(pairs)))
     if found:
         _about(table, plan, out, judges, seed, started)

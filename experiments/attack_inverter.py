@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,10 +22,12 @@ from experiments.attack_pairs import Target
 from experiments.compare import in_batches
 from experiments.provenance import code_digest, file_digest
 from experiments.report_pictures import folder_name
+from lightning_modules import attackers
 from lightning_modules import inverter as learning
 from lightning_modules.anonymizer import Image, resize
-from lightning_modules.attackers import received_faces
-from lightning_modules.inverter import Inverter
+from lightning_modules.attackers import learned_blocks, received_faces
+from lightning_modules.callbacks import TrainingCheckpoint
+from lightning_modules.inverter import Inverter, linear_guesses
 from lightning_modules.keys import KeyRing
 from lightning_modules.metrics.measured import Measured
 from lightning_modules.networks import unet
@@ -63,10 +65,8 @@ def by_inverter(target: Target, budget: Budget, folder: Path) -> list[Measured]:
         budget: What it may spend.
         folder: Where pairs and checkpoints are kept, so that a run that was stopped goes on.
     """
-    inverter = trained_inverter(target, budget, folder / f"{target.data}--{folder_name(target.name)}")
-    size = min(budget.size, target.method.size)
-    with torch.no_grad():
-        opened = torch.cat([inverter(part) for part in resize(target.received, size).split(BATCH)])
+    invert = trained_inverter(target, budget, folder / f"{target.data}--{folder_name(target.name)}")
+    opened = invert(resize(target.received, min(budget.size, target.method.size)))
     figures = []
     for judge in target.judges:
         plain = target.accepted("tar@far=1e-3", "anonymized", judge, "right", [target.received])
@@ -74,8 +74,8 @@ def by_inverter(target: Target, budget: Budget, folder: Path) -> list[Measured]:
     return figures
 
 
-def trained_inverter(target: Target, budget: Budget, folder: Path) -> Inverter:
-    """An inverter in eval mode on the CPU, trained or, as far as it was before, read back."""
+def trained_inverter(target: Target, budget: Budget, folder: Path) -> Callable[[Image], Image]:
+    """What makes originals of anonymized pictures: trained or, as far as it was before, read back."""
     size = min(budget.size, target.method.size)
     recognizer = _recognizer(target)
     told = {
@@ -87,30 +87,38 @@ def trained_inverter(target: Target, budget: Budget, folder: Path) -> Inverter:
         "pairs": budget.pairs,
         "code": code_digest(making=True),
     }
-    pairs = PairDataModule(_pairs(target, budget, size, folder / _digest(told)), BATCH, target.seed)
+    hidden, shown = _pairs(target, budget, size, folder / _digest(told))
+    pairs = Pairs(hidden, linear_guesses(hidden, shown), shown)
     told |= {"steps": budget.steps, "keys": budget.keys, "recognizer": recognizer is not None}
-    told["learning"] = [file_digest(Path(room.__file__)) for room in (learning, unet)]
+    told["learning"] = [file_digest(Path(room.__file__)) for room in (attackers, learning, unet)]
     L.seed_everything(target.seed, workers=True, verbose=False)
     inverter = Inverter(recognizer)
     folder = folder / f"training-{_digest(told)}"
-    checkpoint = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     trainer = L.Trainer(
         max_steps=budget.steps,
-        max_epochs=-(-budget.steps // len(pairs.train_dataloader())),
+        max_epochs=1,
         devices=1,
         logger=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[checkpoint, RichProgressBar(console_kwargs={"stderr": True})],
+        callbacks=[TrainingCheckpoint(50, folder), RichProgressBar(console_kwargs={"stderr": True})],
     )
     target.console.print(
-        f"{target.data}: {target.name}: an inverter learns from {len(pairs.pairs.shown)} pairs at {size} px, "
+        f"{target.data}: {target.name}: an inverter learns from {len(pairs.shown)} pairs at {size} px, "
         f"{budget.steps} steps of {BATCH}{'' if recognizer else ', by pixels alone'}",
         soft_wrap=True,
     )
     before = folder / "last.ckpt"
-    trainer.fit(inverter, pairs, ckpt_path=before if before.is_file() else None)
-    return inverter.cpu().eval()
+    module = PairDataModule(pairs, budget.steps, BATCH, target.seed)
+    trainer.fit(inverter, module, ckpt_path=before if before.is_file() else None)
+    inverter.cpu().eval()
+    linear = learned_blocks(hidden, shown.repeat(len(hidden) // len(shown), 1, 1, 1))
+
+    @torch.no_grad()
+    def invert(received: Image) -> Image:
+        return torch.cat([inverter(part, linear(part)) for part in received.split(BATCH)])
+
+    return invert
 
 
 def _recognizer(target: Target) -> nn.Module | None:
@@ -124,14 +132,16 @@ def _recognizer(target: Target) -> nn.Module | None:
         return None
 
 
-def _pairs(target: Target, budget: Budget, size: int, folder: Path) -> Pairs:
-    """One face of each training person with what became of it under keys that the attacker draws, a file a chunk."""
+def _pairs(target: Target, budget: Budget, size: int, folder: Path) -> tuple[Image, Image]:
+    """What became of one face of each training person, round after round under keys that the attacker draws; the faces.
+
+    Each chunk is kept in a file.
+    """
     rounds = budget.keys if target.keyed else 1
     people = getattr(target.datamodule, "num_identities", None)
     total = people if budget.pairs is None else min(budget.pairs, people or budget.pairs)
     shown, hidden = [], []
     for turn in range(rounds):
-        done: list[Tensor] = []
         chunks = _chunks(target.datamodule, budget.pairs)
         told = f"{target.data}: {target.name}, hiding pairs for the inverter, {turn + 1} of {rounds}"
         steps = None if total is None else -(-total // CHUNK)
@@ -140,11 +150,10 @@ def _pairs(target: Target, budget: Budget, size: int, folder: Path) -> Pairs:
             if not path.is_file():
                 images = {"shown": faces.image, "hidden": _by_attacker(target, faces, turn)}
                 write_tensors(path, {name: _levels(resize(image, size)) for name, image in images.items()})
-            kept = load_file(path)
-            done.append(kept["hidden"])
+            kept = {name: levels.float() / 127.5 - 1 for name, levels in load_file(path).items()}
+            hidden.append(kept["hidden"])
             shown += [kept["shown"]] if turn == 0 else []
-        hidden.append(torch.cat(done))
-    return Pairs(torch.cat(shown), torch.stack(hidden))
+    return torch.cat(hidden), torch.cat(shown)
 
 
 def _by_attacker(target: Target, faces: FaceBatch, turn: int) -> Image:
@@ -167,13 +176,17 @@ def _chunks(datamodule: L.LightningDataModule, most: int | None) -> Iterator[Fac
 
     for batch in datamodule.gallery_dataloader():
         for row, person in enumerate(batch.identity.tolist()):
-            if person in seen or len(seen) == most:
+            if person in seen:
                 continue
             seen.add(person)
             kept.append(FaceBatch(*(field[row] for field in batch)))
             if len(kept) == CHUNK:
                 yield whole()
                 kept.clear()
+            if len(seen) == most:
+                break
+        if len(seen) == most:
+            break
     if kept:
         yield whole()
 

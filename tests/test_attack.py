@@ -213,7 +213,7 @@ def test_the_verb_tells_pairs_under_one_key_from_pairs_under_their_own(tmp_path,
         "methods": {"signs": {"class_path": "test_attack.Signs"}},
     }
     (tmp_path / "c.yaml").write_text(json.dumps(plan))
-    attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[300, 1])
+    attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[300, 1], inverter_steps=0)
     figures = read_results(tmp_path / "runs" / "compare" / "c" / "attacks.jsonl")
     value = {(figure.metric, figure.key): figure.value for figure in figures}
     known = {(f"known_plaintext@{n}", key) for n in (1, 300) for key in ("none", "fixed")}
@@ -221,7 +221,7 @@ def test_the_verb_tells_pairs_under_one_key_from_pairs_under_their_own(tmp_path,
     assert value["adaptive_tar", "none"] is None  # thirty pairs of strangers
     assert value["known_plaintext@300", "fixed"] == 1
     assert value["known_plaintext@300", "none"] < 1
-    attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[301, 10])
+    attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[301, 10], inverter_steps=0)
     assert "has 300 training faces: without [301] pairs" in " ".join(capsys.readouterr().err.split())
     kept = read_results(tmp_path / "runs" / "compare" / "c" / "attacks.jsonl")
     assert {f.metric for f in kept} == {"adaptive_tar", *(f"known_plaintext@{n}" for n in (1, 10, 300))}
@@ -229,7 +229,7 @@ def test_the_verb_tells_pairs_under_one_key_from_pairs_under_their_own(tmp_path,
     plan["methods"] = {"known": {"class_path": "test_attack.Judged"}}
     (tmp_path / "c.yaml").write_text(json.dumps(plan))
     with pytest.raises(ValueError, match="is a loss network of this method"):
-        attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[10])
+        attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[10], inverter_steps=0)
 
 
 def test_pairs_are_of_as_many_people_as_there_are():

@@ -9,12 +9,13 @@ from torch.nn import functional as F
 
 
 class UNet(nn.Module):
-    """Picture ``(B, 3, S, S)`` → picture of the same size; it starts by handing the picture out as it came.
+    """Pictures of a face ``(B, 3·n, S, S)`` → one picture; it starts by handing out the last one as it came.
 
     Blocks of 2 × 2 pixels are channels inside (Shi et al., 2016), so that the widest layers see a quarter of the
-    pixels; what it finds is added to its input.
+    pixels; what it finds is added to the last picture.
 
     Args:
+        pictures: How many pictures of each face there are.
         width: Channels of the first stage, a multiple of 8; doubled by each stage, up to fourfold.
         depth: Stages of half the size each; S is a multiple of ``2 ** (depth + 1)``.
 
@@ -23,17 +24,17 @@ class UNet(nn.Module):
         torch.Size([2, 3, 16, 16])
     """
 
-    def __init__(self, width: int = 32, depth: int = 3) -> None:
+    def __init__(self, pictures: int = 1, width: int = 32, depth: int = 3) -> None:
         super().__init__()
         widths = [width << min(stage, 2) for stage in range(depth + 1)]
-        self.downs = nn.ModuleList(_stage(i, o) for i, o in zip([12, *widths], widths, strict=False))
+        self.downs = nn.ModuleList(_stage(i, o) for i, o in zip([12 * pictures, *widths], widths, strict=False))
         self.ups = nn.ModuleList(_stage(widths[at] + widths[at + 1], widths[at]) for at in reversed(range(depth)))
         self.out = nn.Conv2d(width, 12, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
+    def forward(self, image: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch 3 size size"]:
         """What becomes of pictures in [-1, 1]; it may go beyond."""
         x, passed = F.pixel_unshuffle(image, 2).contiguous(memory_format=torch.channels_last), []
         for down in self.downs:
@@ -41,7 +42,7 @@ class UNet(nn.Module):
             passed.append(x)
         for up, beside in zip(self.ups, passed[-2::-1], strict=True):
             x = up(torch.cat([F.interpolate(x, scale_factor=2.0), beside], 1))
-        return image + F.pixel_shuffle(self.out(x), 2)
+        return image[:, -3:] + F.pixel_shuffle(self.out(x), 2)
 
 
 def _stage(channels: int, out: int) -> nn.Sequential:
