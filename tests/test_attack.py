@@ -217,15 +217,17 @@ def test_the_verb_tells_pairs_under_one_key_from_pairs_under_their_own(tmp_path,
     figures = read_results(tmp_path / "runs" / "compare" / "c" / "attacks.jsonl")
     value = {(figure.metric, figure.key): figure.value for figure in figures}
     known = {(f"known_plaintext@{n}", key) for n in (1, 300) for key in ("none", "fixed")}
-    assert set(value) == known | {("adaptive_tar", "none")}
+    shared = {("known_plaintext@1", "shared"), ("known_person", "shared")}
+    assert set(value) == known | shared | {("adaptive_tar", "none")}
     assert value["adaptive_tar", "none"] is None  # thirty pairs of strangers
     assert value["known_plaintext@300", "fixed"] == 1
     assert value["known_plaintext@300", "none"] < 1
     attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[301, 10], inverter_steps=0)
     assert "has 300 training faces: without [301] pairs" in " ".join(capsys.readouterr().err.split())
     kept = read_results(tmp_path / "runs" / "compare" / "c" / "attacks.jsonl")
-    assert {f.metric for f in kept} == {"adaptive_tar", *(f"known_plaintext@{n}" for n in (1, 10, 300))}
-    assert len(kept) == 7  # the adapted judge's figure took the place of the older one
+    words = {"adaptive_tar", "known_person", *(f"known_plaintext@{n}" for n in (1, 10, 300))}
+    assert {f.metric for f in kept} == words
+    assert len(kept) == 10  # the figures of the adapted judge and of a known person took the place of the older ones
     plan["methods"] = {"known": {"class_path": "test_attack.Judged"}}
     (tmp_path / "c.yaml").write_text(json.dumps(plan))
     with pytest.raises(ValueError, match="is a loss network of this method"):
@@ -256,6 +258,7 @@ def test_the_verb_writes_figures_that_a_report_reads(tmp_path, monkeypatch, caps
     attack(tmp_path / "c.yaml", faces=6, guesses=4, dry_run=True)
     assert not (tmp_path / "runs").exists()
     attack(tmp_path / "c.yaml", faces=6, guesses=4, pairs=[])
+    assert "key guessing" in (tmp_path / "runs" / "compare" / "c" / "table.md").read_text()
     out = tmp_path / "runs" / "compare" / "c"
     figures = {figure.method: figure for figure in read_results(out / "attacks.jsonl")}
     assert set(figures) == {"negative", "marked"}
@@ -266,3 +269,7 @@ def test_the_verb_writes_figures_that_a_report_reads(tmp_path, monkeypatch, caps
     assert Run(out).methods == ["negative", "marked"]
     with pytest.raises(ValueError, match="guesses from 0"):
         attack(tmp_path / "c.yaml", guesses=-1)
+    with pytest.raises(ValueError, match="a size in sixteens"):
+        attack(tmp_path / "c.yaml", inverter_size=24)
+    with pytest.raises(ValueError, match="no method 'nobody'; it has negative"):
+        attack(tmp_path / "c.yaml", only="negative,nobody")
