@@ -68,8 +68,9 @@ def attack(
     one false acceptance in a thousand among the test people.
 
     The inverter: a network learns the way back from a face of each training person, which it hides itself with the
-    method's weights under keys that it draws. `inverter_tar` is the share of what it makes of test faces that a judge
-    accepts as the original; the share of the anonymized faces themselves stands beside it.
+    method's weights under keys that it draws. `inverter_tar` is the share of what it, or the linear guess it starts
+    from, makes of test faces that a judge accepts as the original; the share of the anonymized faces themselves stands
+    beside it.
 
     Methods without a key are attacked by pairs, by the adapted judge and by the inverter.
 

@@ -58,7 +58,8 @@ class Budget(NamedTuple):
 def by_inverter(target: Target, budget: Budget, folder: Path) -> list[Measured]:
     """Train an inverter, let it open what was saved of the test faces, and ask the judges.
 
-    Beside `inverter_tar` stands what is accepted of the anonymized pictures themselves, in the same units.
+    `inverter_tar` is that of the network or of the linear guess it starts from, whichever is accepted more often.
+    Beside it stands what is accepted of the anonymized pictures themselves, in the same units.
 
     Args:
         target: Whom to attack.
@@ -70,12 +71,15 @@ def by_inverter(target: Target, budget: Budget, folder: Path) -> list[Measured]:
     figures = []
     for judge in target.judges:
         plain = target.accepted("tar@far=1e-3", "anonymized", judge, "right", [target.received])
-        figures += [plain, target.accepted("inverter_tar", "attacked", judge, "none", [opened])]
+        figures += [plain, target.accepted("inverter_tar", "attacked", judge, "none", opened)]
     return figures
 
 
-def trained_inverter(target: Target, budget: Budget, folder: Path) -> Callable[[Image], Image]:
-    """What makes originals of anonymized pictures: trained or, as far as it was before, read back."""
+def trained_inverter(target: Target, budget: Budget, folder: Path) -> Callable[[Image], list[Image]]:
+    """What makes originals of anonymized pictures, by the network and by its linear beginning alone.
+
+    The network is trained or, as far as it was before, read back.
+    """
     size = min(budget.size, target.method.size)
     recognizer = _recognizer(target)
     told = {
@@ -115,8 +119,10 @@ def trained_inverter(target: Target, budget: Budget, folder: Path) -> Callable[[
     linear = learned_blocks(hidden, shown.repeat(len(hidden) // len(shown), 1, 1, 1))
 
     @torch.no_grad()
-    def invert(received: Image) -> Image:
-        return torch.cat([inverter(part, linear(part)) for part in received.split(BATCH)])
+    def invert(received: Image) -> list[Image]:
+        guess = linear(received)
+        parts = zip(received.split(BATCH), guess.split(BATCH), strict=True)
+        return [torch.cat([inverter(*part) for part in parts]), guess]
 
     return invert
 

@@ -154,7 +154,7 @@ def test_the_attacker_learns_from_a_face_of_each_training_person_under_keys_of_i
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     target, budget = target_of(Negative()), BUDGET._replace(steps=20)
     received = target.received
-    whole = trained_inverter(target, budget, tmp_path / "whole")(received)
+    whole = trained_inverter(target, budget, tmp_path / "whole")(received)[0]
     learn, steps, cut = Inverter.training_step, [], [12]
 
     def step(self, batch, number):
@@ -167,12 +167,12 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, mon
     with pytest.raises(RuntimeError, match="power cut"):
         trained_inverter(target, budget, tmp_path / "cut")
     cut.clear()
-    resumed = trained_inverter(target, budget, tmp_path / "cut")(received)
+    resumed = trained_inverter(target, budget, tmp_path / "cut")(received)[0]
     assert steps == list(range(20))
     assert torch.equal(resumed, whole)
-    assert torch.equal(trained_inverter(target, budget, tmp_path / "cut")(received), whole)  # nothing is left to do
+    assert torch.equal(trained_inverter(target, budget, tmp_path / "cut")(received)[0], whole)  # nothing is left to do
     assert len(steps) == 20
-    assert not torch.equal(trained_inverter(target, budget._replace(steps=1), tmp_path / "cut")(received), whole)
+    assert not torch.equal(trained_inverter(target, budget._replace(steps=1), tmp_path / "cut")(received)[0], whole)
 
 
 def test_no_judge_teaches_the_inverter_and_missing_weights_leave_pixels(tmp_path, monkeypatch):
