@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+import json
+import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from datamodules.batch import FaceBatch
 from datamodules.detection import default_detector
 from datamodules.files import write_whole
+from experiments.attack_inverter import Budget, by_inverter
+from experiments.attack_pairs import Target, by_pairs
 from experiments.build import build, configuration, load_method, method_spec
-from experiments.chosen import ChosenFaces, chosen_faces
+from experiments.chosen import chosen_faces, in_batches
 from experiments.compare import Comparison
 from experiments.guards import Guard, check_judges
-from experiments.provenance import commit
-from lightning_modules.anonymizer import ReversibleAnonymizer, resize
-from lightning_modules.attackers import (
-    FaceLikelihood,
-    adapted,
-    guess_auc,
-    guessing_signs,
-    known_plaintext,
-    received_faces,
-)
-from lightning_modules.calibration import load_calibration
+from experiments.provenance import commit, versions
+from experiments.report import write_report
+from lightning_modules.anonymizer import ReversibleAnonymizer
+from lightning_modules.attackers import FaceLikelihood, guess_auc, guessing_signs, received_faces
+from lightning_modules.calibration import Calibration, load_calibration
 from lightning_modules.judges import Judge
 from lightning_modules.keys import KeyRing
-from lightning_modules.metrics.identity import FAR
 from lightning_modules.metrics.measured import Measured
 from lightning_modules.protocol import Figure, cell, read_results
 from lightning_modules.trained import weights_hash
@@ -46,13 +40,18 @@ PAIRS = [1, 10, 100, 512]
 def attack(
     table: Path,
     out: Path | None = None,
+    only: str | None = None,
     faces: int = 64,
     guesses: int = 8,
     pairs: list[int] = PAIRS,
+    inverter_steps: int = 600,
+    inverter_size: int = 64,
+    inverter_pairs: int | None = None,
+    inverter_keys: int = 1,
     seed: int = 0,
     dry_run: bool = False,
 ) -> None:
-    """Attack each method of a comparison without the key, on each data set, into attacks.jsonl.
+    """Attack each method of a comparison without the key, on each data set, into attacks.jsonl and the report.
 
     Guessing keys:
     Each face is opened with the right key and with wrong ones, and three signs are looked at in what opens: whether
@@ -62,52 +61,74 @@ def attack(
 
     Known plaintext: the attacker has some training faces with what became of them, and opens the test faces by what
     that teaches, of blocks of pixels and of identity codes. `known_plaintext@N` is the share that a judge accepts as
-    the original, of the attacker who does better: once with a key of its own for each picture, as `keyveil anonymize`
-    gives them, and once under one key for all (`fixed`), as if a nonce came twice. By pairs with keys of their own a
-    judge is adapted too: `adaptive_tar` is the share of anonymized faces that it then accepts, at one false acceptance
-    in a thousand among the test people.
+    the original, of the attacker who does better: with a key of its own for each picture, as `keyveil anonymize`
+    gives them; under one key for all (`fixed`), as if a nonce came twice; and under one key for all pictures of a
+    person (`shared`), as along a clip's track, where up to ten other pictures of that very person are known.
+    `known_person` is what the last one has anyway: the share accepted of such another picture as it is. By pairs with
+    keys of their own a judge is adapted too: `adaptive_tar` is the share of anonymized faces that it then accepts, at
+    one false acceptance in a thousand among the test people.
+
+    The inverter: a network learns the way back from a face of each training person, which it hides itself with the
+    method's weights under keys that it draws. `inverter_tar` is the share of what it, or the linear guess it starts
+    from, makes of test faces that a judge accepts as the original; the share of the anonymized faces themselves stands
+    beside it.
+
+    Methods without a key are attacked by pairs, by the adapted judge and by the inverter.
 
     Args:
         table: A file under configs/compare/.
         out: Folder to write into; by default the comparison's, runs/compare/NAME.
+        only: Names of the methods to attack, with commas between them; by default all.
         faces: Test faces of each data set.
         guesses: Wrong keys a face; 0 leaves guessing out.
         pairs: How many known originals the attackers have, one of each person before the second of anybody, of the
             first thousand training faces; numbers beyond these are left out, and an empty list leaves all out.
+        inverter_steps: Training steps of the inverter, of 16 pairs each; 0 leaves it out. One that was stopped goes on.
+        inverter_size: Pixels at which it works, a multiple of 16, at most the method's.
+        inverter_pairs: Most pairs that it learns from; by default one of each training person.
+        inverter_keys: Keys that each of its pairs is hidden under, another each epoch; more where the method is fast.
         seed: Where the keys come from.
         dry_run: Say what would run, and stop.
 
     Raises:
-        ValueError: If there is no face, a number is negative, or a method or a judge is not admitted to comparisons.
+        ValueError: If there is no face, a number is negative, or a method is unknown, or it or a judge is not
+            admitted to comparisons.
     """
     if faces < 1 or guesses < 0 or min(pairs, default=1) < 1:
         told = f"got {faces}, {guesses} and {pairs}"
         raise ValueError(f"attack takes faces from 1, guesses from 0 and pairs from 1, {told}")
+    if inverter_steps < 0 or inverter_size < 16 or inverter_size % 16 or inverter_keys < 1 or inverter_pairs == 0:
+        told = f"got {inverter_steps} steps, size {inverter_size}, {inverter_keys} keys and {inverter_pairs} pairs"
+        raise ValueError(f"an inverter takes steps from 0, a size in sixteens, keys and pairs from 1, {told}")
     console = Console(stderr=True)
     table = configuration(str(table))
     plan = Comparison.read(table)
+    chosen = [name.strip() for name in (only or "").split(",") if name.strip()] or list(plan.methods)
+    if unknown := [name for name in chosen if name not in plan.methods]:
+        raise ValueError(f"{table} has no method {unknown[0]!r}; it has {', '.join(plan.methods)}")
     out = out or Path("runs/compare") / table.stem
-    judges = {name: build(object, spec, f"judge {name!r}") for name, spec in plan.judges.items()} if pairs else {}
-    found: list[Figure] = []
+    budget = Budget(inverter_steps, inverter_size, inverter_pairs, inverter_keys)
+    if dry_run:
+        for data in plan.data:
+            told = f"{faces} faces, {guesses} wrong keys each, pairs {pairs}, inverter {inverter_steps} steps"
+            console.print(f"{data}: {', '.join(chosen)}; {told}", soft_wrap=True)
+        return
+    judges = {name: build(object, spec, f"judge {name!r}") for name, spec in plan.judges.items()}
+    judges = {name: (judge, load_calibration(judge)) for name, judge in judges.items()} if pairs or budget.steps else {}
+    started, found = time.time(), list[Figure]()
     for data, spec in plan.data.items():
-        if dry_run:
-            console.print(f"{data}: {', '.join(plan.methods)}; {faces} faces, {guesses} wrong keys each, pairs {pairs}")
-            continue
         tested = chosen_faces(data, spec, faces, plan.batch_size)
-        gallery = _one_each(_gallery(tested.datamodule), seed)
+        datamodule, whole = tested.datamodule, tested.whole()
+        gallery = _one_each(_gallery(datamodule), seed) if guesses or pairs else None
         likelihood = FaceLikelihood(gallery.image) if guesses else None
-        counts = sorted(count for count in pairs if count <= len(gallery.image))
-        if left := sorted(set(pairs) - set(counts)):
+        if left := sorted(count for count in set(pairs) if count > len(gallery.image)):
             console.print(f"{data} has {len(gallery.image)} training faces: without {left} pairs", soft_wrap=True)
-        for name, told in plan.methods.items():
-            method, notes = load_method(method_spec(told))
-            if not method.reversible or method.key_spec.kind == "none":
-                console.print(f"{data}: {name} has no key to guess")
-                continue
+        for name in chosen:
+            method, notes = load_method(method_spec(plan.methods[name]))
             if not plan.allow_loss_judges:
-                check_judges(method, judges)
+                check_judges(method, {name: judge for name, (judge, _) in judges.items()})
             with torch.no_grad():
-                method.prepare(tested.datamodule)
+                method.prepare(datamodule)
             Guard(method).on_strangers(tested.people)
             common = {
                 "method": name,
@@ -119,95 +140,42 @@ def attack(
                 "steps": notes.get("steps"),
                 "size": method.size,
             }
-            ring, measured = KeyRing.from_seed(seed), []
-            if likelihood is not None:
-                batches = track(tested, f"{data}: {name}, guessing", console=console)
-                known = [_told_apart(method, batch, ring, guesses, likelihood) for batch in batches]
-                by_sign = {sign: torch.cat([part[sign] for part in known]) for sign in known[0]}
-                worst = max(by_sign.values(), key=lambda values: float(values.mean()))
-                measured.append(Measured("key_guess_auc", "attacked", worst, tested.identity))
-                signs = ", ".join(f"{sign} {float(values.mean()):.3f}" for sign, values in by_sign.items())
-                console.print(f"{data}: {name}: {signs}", soft_wrap=True)
-            for fixed in (False, True) if counts else ():
-                measured += _by_pairs(method, gallery, tested, ring, counts, fixed, judges, plan, console)
-            for part in measured:
-                figure = dataclasses.replace(part.figure(), **common)
-                found.append(figure)
-                by = f" by {figure.judge}, key {figure.key}" if figure.judge else ""
-                console.print(f"{data}: {name}: {figure.metric}{by}: {cell(figure)}", soft_wrap=True)
-            _merge(out / "attacks.jsonl", found)
+            target = Target(name, data, method, datamodule, whole, plan, judges, seed, console)
+
+            def keep(measured: list[Measured], common: dict = common, target: Target = target) -> None:
+                """What was measured is told and written at once: an attack may take long, and may be stopped."""
+                figures = [dataclasses.replace(part.figure(), **common) for part in measured]
+                for figure in figures:
+                    by = f" by {figure.judge}, key {figure.key}" if figure.judge else ""
+                    told = f"{target.data}: {target.name}: {figure.leg}: {figure.metric}{by}: {cell(figure)}"
+                    console.print(told, soft_wrap=True)
+                found.extend(figures)
+                _merge(out / "attacks.jsonl", figures)
+
+            if not target.keyed or not method.reversible:
+                console.print(f"{data}: {name} has no key to guess")
+            elif likelihood is not None:
+                keep([_by_guessing(target, guesses, likelihood)])
+            if budget.steps and judges:
+                keep(by_inverter(target, budget, out / "parts" / "inverter"))
+            if pairs and judges:
+                keep(by_pairs(target, gallery, sorted(pairs)))
+    if found:
+        _about(table, plan, out, judges, seed, started)
+        write_report(out)
+        console.print(f"report: {out / 'report.html'}", soft_wrap=True)
 
 
-def _by_pairs(
-    method: ReversibleAnonymizer,
-    gallery: FaceBatch,
-    tested: ChosenFaces,
-    ring: KeyRing,
-    counts: list[int],
-    fixed: bool,
-    judges: dict[str, Judge],
-    plan: Comparison,
-    console: Console,
-) -> list[Measured]:
-    """What known originals teach: a figure for each number of pairs and each judge, of the better attacker."""
-    one = method.key_spec.numbers(ring.right(0))
-
-    def hidden(face: FaceBatch) -> Tensor:
-        """As they are saved. Samples are numbered within a data set, so no two faces share a key of their own."""
-        own = [one if fixed else method.key_spec.numbers(ring.right(int(s))) for s in face.sample]
-        return received_faces(method, face, torch.stack(own)).image
-
-    size, keys = plan.batch_size, "one key" if fixed else "keys of their own"
-    pairs = FaceBatch(*(field[: counts[-1]] for field in method.fit_size(gallery)))
-    parts = [FaceBatch(*fields) for fields in zip(*(field.split(size) for field in pairs), strict=True)]
-    known = torch.cat([hidden(part) for part in track(parts, f"hiding pairs under {keys}", console=console)])
-    opened = known_plaintext(method, pairs.image, known, method.fit_size(gallery).image, counts, size)
-
-    def embedded(judge: Judge, images: Tensor) -> Tensor:
-        return judge.embed(resize(images, plan.size))
-
-    codes: dict[tuple[str, int, str], list[Tensor]] = defaultdict(list)
-    for batch in track(tested, f"attacking faces under {keys}", console=console):
-        received = hidden(method.fit_size(batch))
-        found = {0: {"shown": batch.image, "received": received}, **opened(received)}
-        for name, judge in judges.items():
-            for count, pictures in found.items():
-                for whose, images in pictures.items():
-                    codes[name, count, whose].append(embedded(judge, images))
-    seen = {what: torch.cat(parts) for what, parts in codes.items()}
-    figures = []
-    for name, judge in judges.items():
-        wanted, threshold = seen[name, 0, "shown"], load_calibration(judge).threshold
-        told = {
-            "person": tested.identity,
-            "reference": "same-image",
-            "key": "fixed" if fixed else "none",
-            "judge": name,
-            "judge_weights": judge.weights,
-        }
-        for count in counts:
-            accepted = [
-                (judge.similarity(made, wanted).diagonal() > threshold).float()
-                for (of, pairs_known, _), made in seen.items()
-                if (of, pairs_known) == (name, count)
-            ]
-            best = max(accepted, key=lambda values: float(values.mean()))
-            figures.append(Measured(f"known_plaintext@{count}", "attacked", best, threshold=threshold, **told))
-        if not fixed and counts[-1] >= 4:
-            moved = adapted(embedded(judge, known), embedded(judge, pairs.image))(seen[name, 0, "received"])
-            figures.append(_adaptive(judge.similarity(moved, wanted), told))
-    return figures
-
-
-def _adaptive(similarity: Tensor, told: dict[str, Any]) -> Measured:
-    """Share of faces that an adapted judge accepts, at its own threshold among these strangers."""
-    apart = told["person"][:, None] != told["person"]
-    strangers = similarity[apart]
-    if len(strangers) < 1 / FAR:
-        return Measured("adaptive_tar", "attacked", None, why="fewer than a thousand pairs of strangers", **told)
-    threshold = float(strangers.topk(int(len(strangers) * FAR) + 1).values[-1])
-    accepted = (similarity.diagonal() > threshold).float()
-    return Measured("adaptive_tar", "attacked", accepted, threshold=threshold, **told)
+def _by_guessing(target: Target, guesses: int, likelihood: FaceLikelihood) -> Measured:
+    """The figure of the sign that tells the right key best."""
+    batches = in_batches(target.whole, target.plan.batch_size)
+    batches = track(batches, f"{target.data}: {target.name}, guessing", console=target.console, transient=True)
+    known = [_told_apart(target.method, batch, target.ring, guesses, likelihood) for batch in batches]
+    by_sign = {sign: torch.cat([part[sign] for part in known]) for sign in known[0]}
+    signs = ", ".join(f"{sign} {float(values.mean()):.3f}" for sign, values in by_sign.items())
+    target.console.print(f"{target.data}: {target.name}: {signs}", soft_wrap=True)
+    worst = max(by_sign.values(), key=lambda values: float(values.mean()))
+    return Measured("key_guess_auc", "attacked", worst, target.whole.identity)
 
 
 def _told_apart(
@@ -235,7 +203,7 @@ def _merge(path: Path, found: list[Figure]) -> None:
     """Put figures into a file in place of older ones of the same question; the others stay."""
 
     def question(figure: Figure) -> tuple[str | None, ...]:
-        return figure.method, figure.data, figure.metric, figure.key, figure.judge
+        return figure.method, figure.data, figure.metric, figure.leg, figure.key, figure.judge
 
     asked = {question(figure) for figure in found}
     kept = [figure for figure in read_results(path) if question(figure) not in asked] if path.is_file() else []
@@ -251,3 +219,33 @@ def _gallery(datamodule: L.LightningDataModule) -> FaceBatch:
         if count >= GALLERY:
             break
     return FaceBatch(*(torch.cat(fields)[:GALLERY] for fields in zip(*found, strict=True)))
+
+
+def _about(
+    table: Path,
+    plan: Comparison,
+    out: Path,
+    judges: dict[str, tuple[Judge, Calibration]],
+    seed: int,
+    started: float,
+) -> None:
+    """Say where the figures come from, where no comparison has said so."""
+    if (out / "run.json").exists():
+        return
+    about = {
+        "name": table.stem,
+        "config": table.as_posix(),
+        "config_text": table.read_text(),
+        "commit": commit(),
+        "seed": seed,
+        "size": plan.size,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)),
+        "seconds": round(time.time() - started, 1),
+        "command": f"keyveil attack {table.as_posix()} --out {out.as_posix()}",
+        "versions": versions(),
+        "judges": [
+            {"name": judge.name, "weights": judge.weights, **dataclasses.asdict(told)}
+            for judge, told in judges.values()
+        ],
+    }
+    write_whole(out / "run.json", json.dumps(about, indent=1).encode())

@@ -68,6 +68,10 @@ class ChosenFaces:
                 digest.update(f"{tuple(field.shape)}".encode() + field.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def whole(self) -> FaceBatch:
+        """All faces at once, for what needs few."""
+        return FaceBatch(*(torch.cat(fields) for fields in zip(*self, strict=True)))
+
     def told(self) -> dict[str, Any]:
         """What provenance says: how many faces, of how many people, and a hash of their 8-bit pixels, in order.
 
@@ -94,6 +98,11 @@ def chosen_faces(data: str, spec: dict[str, Any], count: int, batch_size: int) -
     datamodule.prepare_data()
     datamodule.setup("test")
     return ChosenFaces(datamodule, count, batch_size)
+
+
+def in_batches(whole: FaceBatch, size: int) -> list[FaceBatch]:
+    """Faces in batches of at most ``size``."""
+    return [FaceBatch(*fields) for fields in zip(*(field.split(size) for field in whole), strict=True)]
 
 
 def choose_faces(identity: Int[Tensor, " n"], count: int) -> Int[Tensor, " chosen"]:

@@ -90,11 +90,20 @@ GLOSSARY: dict[str, Entry] = {
         "known plaintext",
         "Share accepted after an attacker undid it who holds N pairs of original and anonymized face, but no key.",
     ),
+    "known_person": Entry(
+        "known person",
+        "Share of faces as which another picture of that person is accepted as it is: what an attacker who knows some "
+        "originals of a shared key has before undoing anything.",
+    ),
     "key_guess_auc": Entry(
         "key guessing (AUC)",
         "How well the right key can be told from wrong ones without the original; 0.5 is chance.",
     ),
-    "inverter_tar": Entry("trained inverter", "Share accepted after a network trained without the key undid it."),
+    "inverter_tar": Entry(
+        "trained inverter",
+        "Share accepted after a network that was trained on pairs, without the key, undid it; to be read beside the "
+        "share accepted of the anonymized faces themselves.",
+    ),
     "adaptive_tar": Entry("adapted judge", "Share accepted by a recogniser tuned on anonymized faces."),
     "tar_gap": Entry(
         "gap in acceptance", "Between the group of people with the most faces accepted and that with the fewest."

@@ -23,7 +23,7 @@ def commit() -> str:
 ROOMS = ("experiments", "lightning_modules", "datamodules", "flows")
 # Of experiments/ these alone make pictures, and of lightning_modules/ all but those.
 MAKING = ("experiments/build.py", "experiments/exchange.py", "experiments/opening.py")
-JUDGING = ("metrics/", "callbacks/", "judges.py", "calibration.py", "attackers.py", "protocol.py")
+JUDGING = ("metrics/", "callbacks/", "judges.py", "calibration.py", "attackers.py", "inverter.py", "protocol.py")
 
 
 @lru_cache(maxsize=2)

@@ -29,12 +29,12 @@ class Run:
             raise FileNotFoundError(f"no run folder {out}; keyveil compare makes one")
         self.out = out
         self.info = _read_info(out / "run.json")
-        results = out / "results.jsonl"
-        self.lines = [
-            line for file in (results, out / "attacks.jsonl") if file.is_file() for line in read_results(file)
-        ]
+        files = (out / "results.jsonl", out / "attacks.jsonl")
+        results, attacks = (read_results(file) if file.is_file() else [] for file in files)
+        self.lines = [*results, *attacks]
         self.figures: dict[tuple[str, str], dict[tuple, Figure]] = {}
-        for figure in self.lines:  # a figure that was measured again replaces the first
+        # A figure that was measured again replaces the first; a comparison has more faces than an attack on it.
+        for figure in (*attacks, *results):
             self.figures.setdefault((figure.method, figure.data), {})[slot(figure)] = figure
         scores = out / "scores.jsonl"
         self.scores: dict[tuple[str, str, str], dict[str, Histogram]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -46,8 +46,13 @@ class Column(NamedTuple):
         return found == asked and in_key and figure.reference in self.references
 
 
-def columns(judges: Iterable[str]) -> list[Column]:
-    """Columns of the main table, those of a judge for each of them."""
+def columns(judges: Iterable[str], attacked: Collection[str] = ()) -> list[Column]:
+    """Columns of the main table, those of a judge for each of them, and those of attackers who were there.
+
+    Args:
+        judges: Names of judges.
+        attacked: Metrics of the figures at hand; of attackers only these have a column.
+    """
     judges = list(judges)
 
     def judged(
@@ -72,6 +77,13 @@ def columns(judges: Iterable[str]) -> list[Column]:
         *judged("one bit off: accepted", TAR, "wrongly_recovered", NEAR),
         *judged("diversity", "diversity", "anonymized", references=("other-key",)),
         plain("anonymized", "detected", "anonymized"),
+        *(plain("attacked", metric, "attacked") for metric in ("key_guess_auc",) if metric in attacked),
+        *(
+            column
+            for metric in ("inverter_tar", "adaptive_tar")
+            if metric in attacked
+            for column in judged(f"attacked: {entry(metric).title}", metric, "attacked", ("none",), BOTH[:1])
+        ),
     ]
 
 
@@ -123,7 +135,7 @@ COST = ("trained: steps", "trained: time", "own size (px)", "faces n")
 
 def table_of(run: Run, data: str) -> Table:
     """All figures of one data set as text."""
-    methods, notes, heads = run.methods_of(data), Notes(), columns(run.judges)
+    methods, notes, heads = run.methods_of(data), Notes(), columns(run.judges, {f.metric for f in run.lines})
     rows, shown = [], set()
     for method in methods:
         figures, cells = run.of(method, data), []
@@ -174,7 +186,7 @@ def _order(figure: Figure) -> tuple[bool | int, ...]:
     )
 
 
-_KEY = {"random": "random key", "one-bit": "one bit off", "fixed": "one key for all"}
+_KEY = {"random": "random key", "one-bit": "one bit off", "fixed": "one key for all", "shared": "one key a person"}
 _KEY |= {key: f"{key.removeprefix('bits-')} bits off" for key in KEYS if key.startswith("bits-")}
 _KEY |= {key: f"key at {key.replace('-', ' ')}" for key in KEYS if key.startswith("cosine-")}
 _KEY |= {"attribute": "one attribute wrong"}
@@ -185,7 +197,7 @@ def _title(figure: Figure) -> tuple[str, str]:
     leg = LEGS[figure.leg] if figure.leg else "the method"
     by_file = figure.carrier not in (None, "png")
     section = f"{leg}, through {figure.carrier}" if by_file else leg
-    key = figure.key if figure.leg == "wrongly_recovered" or figure.key == "fixed" else None
+    key = figure.key if figure.leg == "wrongly_recovered" or figure.key in ("fixed", "shared") else None
     words = [figure.judge, figure.reference, _KEY.get(key, key)]
     words += ["inside the face mask"] if figure.region == "face" else []
     words += [f"by apparent {figure.group}"] if figure.group else []
@@ -294,7 +306,8 @@ def judge_rows(run: Run) -> list[dict[str, str]]:
     known = {(row["name"], row["threshold"]) for row in rows}
     for figure in run.lines:
         place = (figure.judge, _decimals(figure.threshold))
-        if figure.judge and figure.threshold is not None and place not in known:
+        own = figure.metric == "adaptive_tar"  # of embeddings that it moved
+        if figure.judge and figure.threshold is not None and place not in known and not own:
             known.add(place)
             rows.append(
                 {

@@ -192,43 +192,46 @@ def adapted(
 
 
 @torch.no_grad()
+def codes_of(method: ReversibleAnonymizer, images: Image, batch: int = 8) -> Float[Tensor, "n dim"] | None:
+    """Identity codes as a method reads them off pictures; ``None`` where it knows none."""
+    if method.code_of(face_batch(images[:1])) is None:
+        return None
+    return torch.cat([method.code_of(face_batch(part)) for part in images.split(batch)])
+
+
+@torch.no_grad()
 def known_plaintext(
     method: ReversibleAnonymizer,
     shown: Float[Tensor, "pairs 3 height width"],
     hidden: Float[Tensor, "pairs 3 height width"],
-    others: Float[Tensor, "others 3 height width"],
+    received: Image,
+    people: Float[Tensor, "others dim"] | None,
     counts: Sequence[int],
     batch: int = 8,
-) -> Callable[[Image], dict[int, dict[str, Image]]]:
-    """Attackers who know some originals with what became of them.
+) -> dict[int, dict[str, Image]]:
+    """What an attacker makes of received pictures who knows some originals with what became of them.
 
     Args:
         method: In eval mode.
         shown: Originals that the attacker has.
         hidden: What became of them, as it was saved.
-        others: Faces that everybody can get; from these it is learned how people's codes lie.
+        received: Anonymized pictures of other faces, as they were saved.
+        people: Codes (:func:`codes_of`) of faces that everybody can get; they say how people's codes lie. ``None``
+            where a method knows no codes.
         counts: How many pairs the attacker has, each at most all of them.
-        batch: Faces at once, of those given here.
+        batch: Faces at once.
 
     Returns:
-        What makes of received pictures of other people, as they were saved, by number of pairs and by attacker
-        (``blocks``; ``codes``, where a method knows identity codes) the pictures.
+        By number of pairs and by attacker (``blocks``; ``codes``, where a method knows identity codes) the pictures.
     """
-    by_blocks = {count: learned_blocks(hidden[:count], shown[:count]) for count in counts}
-    by_codes: dict[int, Callable[[Tensor], Tensor]] = {}
-    if method.code_of(face_batch(hidden[:1])) is not None:
-        given, wanted, people = (
-            torch.cat([method.code_of(face_batch(part)) for part in images.split(batch)])
-            for images in (hidden, shown, others)
-        )
-        by_codes = {count: learned_codes(given[:count], wanted[:count], people) for count in counts}
-
-    @torch.no_grad()
-    def opened(received: Image) -> dict[int, dict[str, Image]]:
-        found = {count: {"blocks": invert(received)} for count, invert in by_blocks.items()}
-        face = face_batch(received)
-        for count, guess in by_codes.items():
-            found[count]["codes"] = method.recover_from(face, guess(method.code_of(face)))
+    found: dict[int, dict[str, Image]] = {
+        count: {"blocks": learned_blocks(hidden[:count], shown[:count])(received)} for count in counts
+    }
+    if people is None:
         return found
-
-    return opened
+    given, wanted, met = (codes_of(method, images, batch) for images in (hidden, shown, received))
+    for count in counts:
+        guessed = learned_codes(given[:count], wanted[:count], people)(met)
+        parts = zip(received.split(batch), guessed.split(batch), strict=True)
+        found[count]["codes"] = torch.cat([method.recover_from(face_batch(image), code) for image, code in parts])
+    return found

@@ -36,7 +36,7 @@ METRICS = (
     ),
     *("expression_agree", "eyes_agree", "gender_agree", "age_mae", "attribute_agree"),
     *("background_shift", "seam", "eye_shift", "hair_shift"),
-    *("known_plaintext@N", "key_guess_auc", "inverter_tar", "adaptive_tar"),
+    *("known_plaintext@N", "known_person", "key_guess_auc", "inverter_tar", "adaptive_tar"),
     *("tar_gap", "detected_gap"),
     *("flops", "params", "images_per_s", "peak_memory", "overhead"),
 )
@@ -57,11 +57,11 @@ CARRIERS = ("png", "jpeg95", "jpeg75", "jpeg50", "webp80", "half", "noise1", "ph
 
 KEYS = (
     *("right", "random", "one-bit", "bits-2", "bits-4", "bits-8", "bits-16", "bits-32", "attribute"),
-    *("cosine-0.5", "cosine-0.9", "cosine-0.99", "fixed", "none"),
+    *("cosine-0.5", "cosine-0.9", "cosine-0.99", "fixed", "shared", "none"),
 )
 """The key of a leg; ``bits-4`` is four bits off, ``random`` about half of them. A key of normal numbers has no
-bit to flip and is tried at a cosine instead. Attackers have none:
-``fixed`` where all pictures share one, as after a nonce that came twice."""
+bit to flip and is tried at a cosine instead. Attackers have none: ``fixed`` where all pictures share one, as after a
+nonce that came twice; ``shared`` where those of a person do, as along a clip's track."""
 
 REGIONS = ("picture", "face")
 """Where a figure of a picture is taken: everywhere, or inside the face mask."""
@@ -77,7 +77,7 @@ IDENTITY_METRICS = frozenset({"tar@far=1e-3", "tar_worst_bit", "similarity", "ra
 
 SHARES = frozenset(
     {"tar@far=1e-3", "tar_worst_bit", "rank1", "bit_exact", "diversity", "detected", "tar_gap", "detected_gap"}
-    | {"known_plaintext@N", "inverter_tar", "adaptive_tar"}
+    | {"known_plaintext@N", "known_person", "inverter_tar", "adaptive_tar"}
     | {"expression_agree", "eyes_agree", "gender_agree", "attribute_agree"}
 )
 """Figures that are shares of faces, shown in percent."""

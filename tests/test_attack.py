@@ -17,6 +17,7 @@ from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.attackers import (
     FaceLikelihood,
     adapted,
+    codes_of,
     guess_auc,
     guessing_signs,
     known_plaintext,
@@ -159,7 +160,7 @@ def test_known_originals_help_where_a_key_comes_twice(fixed, sees):
     known, others = (FaceBatch(*(field[part] for field in faces)) for part in (slice(0, 380), slice(380, 400)))
     received = received_faces(method, others, keys[380:]).image
     hidden = received_faces(method, known, keys[:380]).image
-    opened = known_plaintext(method, known.image, hidden, known.image, [10, 380])(received)
+    opened = known_plaintext(method, known.image, hidden, received, codes_of(method, known.image), [10, 380])
     assert set(opened[380]) == {"blocks"}
 
     def alike(images):
@@ -182,7 +183,8 @@ def test_a_method_with_codes_is_attacked_through_them_too():
     whole = faces.whole()
     keys = method.key_spec.random(1).expand(60, -1, -1)
     hidden = received_faces(method, whole, keys).image
-    opened = known_plaintext(method, whole.image[:50], hidden[:50], whole.image[:50], [50])(hidden[50:])
+    people = codes_of(method, whole.image[:50])
+    opened = known_plaintext(method, whole.image[:50], hidden[:50], hidden[50:], people, [50])
     assert set(opened[50]) == {"blocks", "codes"}
     assert opened[50]["codes"].shape == (10, 3, 64, 64)
 
@@ -211,23 +213,25 @@ def test_the_verb_tells_pairs_under_one_key_from_pairs_under_their_own(tmp_path,
         "methods": {"signs": {"class_path": "test_attack.Signs"}},
     }
     (tmp_path / "c.yaml").write_text(json.dumps(plan))
-    attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[300, 1])
+    attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[300, 1], inverter_steps=0)
     figures = read_results(tmp_path / "runs" / "compare" / "c" / "attacks.jsonl")
     value = {(figure.metric, figure.key): figure.value for figure in figures}
     known = {(f"known_plaintext@{n}", key) for n in (1, 300) for key in ("none", "fixed")}
-    assert set(value) == known | {("adaptive_tar", "none")}
+    shared = {("known_plaintext@1", "shared"), ("known_person", "shared")}
+    assert set(value) == known | shared | {("adaptive_tar", "none")}
     assert value["adaptive_tar", "none"] is None  # thirty pairs of strangers
     assert value["known_plaintext@300", "fixed"] == 1
     assert value["known_plaintext@300", "none"] < 1
-    attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[301, 10])
+    attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[301, 10], inverter_steps=0)
     assert "has 300 training faces: without [301] pairs" in " ".join(capsys.readouterr().err.split())
     kept = read_results(tmp_path / "runs" / "compare" / "c" / "attacks.jsonl")
-    assert {f.metric for f in kept} == {"adaptive_tar", *(f"known_plaintext@{n}" for n in (1, 10, 300))}
-    assert len(kept) == 7  # the adapted judge's figure took the place of the older one
+    words = {"adaptive_tar", "known_person", *(f"known_plaintext@{n}" for n in (1, 10, 300))}
+    assert {f.metric for f in kept} == words
+    assert len(kept) == 10  # the figures of the adapted judge and of a known person took the place of the older ones
     plan["methods"] = {"known": {"class_path": "test_attack.Judged"}}
     (tmp_path / "c.yaml").write_text(json.dumps(plan))
     with pytest.raises(ValueError, match="is a loss network of this method"):
-        attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[10])
+        attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[10], inverter_steps=0)
 
 
 def test_pairs_are_of_as_many_people_as_there_are():
@@ -254,6 +258,7 @@ def test_the_verb_writes_figures_that_a_report_reads(tmp_path, monkeypatch, caps
     attack(tmp_path / "c.yaml", faces=6, guesses=4, dry_run=True)
     assert not (tmp_path / "runs").exists()
     attack(tmp_path / "c.yaml", faces=6, guesses=4, pairs=[])
+    assert "key guessing" in (tmp_path / "runs" / "compare" / "c" / "table.md").read_text()
     out = tmp_path / "runs" / "compare" / "c"
     figures = {figure.method: figure for figure in read_results(out / "attacks.jsonl")}
     assert set(figures) == {"negative", "marked"}
@@ -264,3 +269,7 @@ def test_the_verb_writes_figures_that_a_report_reads(tmp_path, monkeypatch, caps
     assert Run(out).methods == ["negative", "marked"]
     with pytest.raises(ValueError, match="guesses from 0"):
         attack(tmp_path / "c.yaml", guesses=-1)
+    with pytest.raises(ValueError, match="a size in sixteens"):
+        attack(tmp_path / "c.yaml", inverter_size=24)
+    with pytest.raises(ValueError, match="no method 'nobody'; it has negative"):
+        attack(tmp_path / "c.yaml", only="negative,nobody")

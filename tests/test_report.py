@@ -368,6 +368,31 @@ def test_a_figure_that_was_measured_again_replaces_the_first(out):
     assert "71.23" not in text
 
 
+def test_what_attackers_got_stands_beside_the_figures_of_the_comparison(out):
+    common = {"method": "blur", "data": "orl", "judge": "dlib", "reference": "same-image", "n": 8}
+    attacks = [
+        Figure(metric="inverter_tar", leg="attacked", key="none", value=0.4321, low=0.4, high=0.5, **common),
+        Figure(metric="known_plaintext@10", leg="attacked", key="shared", value=0.5432, low=0.5, high=0.6, **common),
+        Figure(metric="adaptive_tar", leg="attacked", key="none", value=0.1, threshold=0.1234, **common),
+        Figure(metric=TAR, leg="anonymized", value=0.9876, low=0.9, high=1.0, **common),
+    ]
+    before = [
+        f for f in read_results(out / "results.jsonl") if (f.method, f.metric, f.leg) == ("blur", TAR, "anonymized")
+    ]
+    append_results(out / "attacks.jsonl", attacks)
+    files = written(out)
+    for figure in attacks[:3]:
+        assert cell(figure) in files["table.md"]
+        assert cell(figure, interval=False) in files["report.html"]
+    assert "attacked: trained inverter dlib ↓" in files["table.md"]
+    assert "one key a person" in files["table.md"]
+    assert "0.1234" not in files["table.md"]  # not a threshold of the judge itself
+    assert "98.8 %" not in files["table.md"]  # the comparison has that figure, of more faces
+    assert all(cell(figure) in files["table.md"] for figure in before if figure.value is not None)
+    (out / "results.jsonl").unlink()
+    assert "98.8 %" in written(out)["table.md"]
+
+
 def test_the_grid_has_a_row_for_each_method_and_a_tile_for_each_leg(out):
     write_report(out)
     with Image.open(out / "grid.png") as grid:
