@@ -19,7 +19,7 @@ from datamodules.files import write_whole
 from experiments.attack_inverter import Budget, by_inverter
 from experiments.attack_pairs import Target, by_pairs
 from experiments.build import build, configuration, load_method, method_spec
-from experiments.chosen import chosen_faces, in_batches
+from experiments.chosen import by_chance, chosen_faces, in_batches
 from experiments.compare import Comparison
 from experiments.guards import Guard, check_judges
 from experiments.provenance import commit, versions
@@ -140,7 +140,8 @@ def attack(
                 "steps": notes.get("steps"),
                 "size": method.size,
             }
-            target = Target(name, data, method, datamodule, whole, plan, judges, seed, console)
+            asked = by_chance(whole, method.attributes, plan.seed)
+            target = Target(name, data, method, datamodule, asked, plan, judges, seed, console)
 
             def keep(measured: list[Measured], common: dict = common, target: Target = target) -> None:
                 """What was measured is told and written at once: an attack may take long, and may be stopped."""
@@ -159,7 +160,7 @@ def attack(
             if budget.steps and judges:
                 keep(by_inverter(target, budget, out / "parts" / "inverter"))
             if pairs and judges:
-                keep(by_pairs(target, gallery, sorted(pairs)))
+                keep(by_pairs(target, by_chance(gallery, method.attributes, plan.seed), sorted(pairs)))
     if found:
         _about(table, plan, out, judges, seed, started)
         write_report(out)

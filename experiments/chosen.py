@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, SequentialSampler, Subset
 from datamodules.batch import FaceBatch
 from experiments.build import build
 from lightning_modules.carriers import to_pixels
+from lightning_modules.keys import KeyRing, KeySpec
 
 
 class ChosenFaces:
@@ -43,6 +45,7 @@ class ChosenFaces:
         identity = torch.cat([batch.identity for batch in loader])
         chosen = choose_faces(identity, count)
         self.datamodule, self.identity = datamodule, identity[chosen]
+        self._asked, self._seed = 0, 0
         self._loader = DataLoader(
             Subset(loader.dataset, chosen.tolist()), batch_size=batch_size, collate_fn=loader.collate_fn
         )
@@ -57,7 +60,14 @@ class ChosenFaces:
         return len(self.identity)
 
     def __iter__(self) -> Iterator[FaceBatch]:
-        return iter(self._loader)
+        return (by_chance(batch, self._asked, self._seed) for batch in self._loader)
+
+    def asked(self, attributes: int, seed: int) -> ChosenFaces:
+        """These faces, under attributes by chance (:func:`by_chance`) if they are not labelled."""
+        faces = copy.copy(self)
+        faces._asked, faces._seed = attributes, seed
+        faces.__dict__.pop("digest", None)
+        return faces
 
     @cached_property
     def digest(self) -> str:
@@ -98,6 +108,17 @@ def chosen_faces(data: str, spec: dict[str, Any], count: int, batch_size: int) -
     datamodule.prepare_data()
     datamodule.setup("test")
     return ChosenFaces(datamodule, count, batch_size)
+
+
+def by_chance(face: FaceBatch, attributes: int, seed: int) -> FaceBatch:
+    """Faces without labels under attributes drawn by chance, the same for a face in any batch; others as they are.
+
+    Attributes are factors, which the holder of the key knows: `keyveil anonymize` draws them so, too.
+    """
+    if not attributes or face.attributes.shape[1]:
+        return face
+    spec, ring = KeySpec("bits", attributes), KeyRing.from_seed(seed + 1)
+    return face._replace(attributes=torch.stack([spec.numbers(ring.right(int(sample))) for sample in face.sample]))
 
 
 def in_batches(whole: FaceBatch, size: int) -> list[FaceBatch]:

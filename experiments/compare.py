@@ -223,6 +223,7 @@ class _Run:
         method, notes = load_method(spec)
         if not self.plan.allow_loss_judges:
             check_judges(method, self.judges)
+        faces = faces.asked(method.attributes, self.plan.seed)
         since = began(part.with_suffix(".began"), making)
         with torch.no_grad():
             method.prepare(faces.datamodule)

@@ -16,7 +16,8 @@ from torch import Tensor
 from datamodules.batch import FaceBatch
 from datamodules.files import write_whole
 from experiments.build import build, load_method, method_spec, read_yaml
-from experiments.grids import by_chance, some_faces
+from experiments.chosen import by_chance
+from experiments.grids import some_faces
 from experiments.provenance import commit
 from lightning_modules.appearance import Appearance
 from lightning_modules.callbacks.round_trip_grid import sheet
@@ -82,7 +83,7 @@ def edit(
     if len(face.image) < max(2, shown):
         raise ValueError(f"expected {max(2, shown)} test faces at least, found {len(face.image)} in {data}")
     if made.attributes and not face.attributes.shape[1]:
-        face = by_chance(made, face, seed)
+        face = by_chance(face, made.attributes, seed)
     found = Edits.measure(made, face, KeyRing.from_seed(seed), directions, degrees, batch)
     told = {"method": method.stem, "data": data.stem, "n": len(face.image), "size": made.size, "seed": seed}
     told |= {"changes": changes or {}, "weights": weights_hash(made), "commit": commit()}

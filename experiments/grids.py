@@ -15,11 +15,11 @@ from torch import Tensor
 from datamodules.batch import FaceBatch, face_batch
 from datamodules.files import write_whole
 from experiments.build import build, load_method, method_spec, read_yaml
-from experiments.chosen import ChosenFaces
+from experiments.chosen import ChosenFaces, by_chance
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.callbacks.round_trip_grid import grid_picture, sheet
 from lightning_modules.carriers import through_file
-from lightning_modules.keys import KeyRing, KeySpec
+from lightning_modules.keys import KeyRing
 
 Kind = Literal["round-trip", "keys", "swap", "attributes", "factors"]
 
@@ -68,7 +68,10 @@ def grid(
         made.prepare(datamodule)
         face, ring = some_faces(datamodule, faces), KeyRing.from_seed(seed)
         if made.attributes and not face.attributes.shape[1]:
-            face, names = by_chance(made, face, seed), [f"attribute {at + 1}" for at in range(made.attributes)]
+            face, names = (
+                by_chance(face, made.attributes, seed),
+                [f"attribute {at + 1}" for at in range(made.attributes)],
+            )
         else:
             names = getattr(datamodule, "attribute_names", ())
         if kind in CONDITIONED:
@@ -84,13 +87,6 @@ def grid(
 def some_faces(datamodule: L.LightningDataModule, count: int) -> FaceBatch:
     """That many test faces, of different people first, the same on every machine."""
     return next(iter(ChosenFaces(datamodule, count, batch_size=count)))
-
-
-def by_chance(method: ReversibleAnonymizer, face: FaceBatch, seed: int) -> FaceBatch:
-    """Faces without labels under attributes by chance, the same for a face whatever its batch."""
-    spec, ring = KeySpec("bits", method.attributes), KeyRing.from_seed(seed + 1)
-    drawn = torch.stack([spec.numbers(ring.right(int(sample))) for sample in face.sample])
-    return face._replace(attributes=drawn)
 
 
 def _round_trip(method: ReversibleAnonymizer, face: FaceBatch, keys: KeyRing, _: int, tile: int) -> Image.Image:

@@ -358,6 +358,18 @@ def test_a_wrong_attribute_is_tried_where_attributes_are_factors(tmp_path):
     assert {f.key for f in metric.figures() if f.leg == "wrongly_recovered"} == {"random", "one-bit", "attribute"}
 
 
+def test_faces_without_labels_are_asked_for_attributes_by_chance(tmp_path):
+    spec = {"class_path": "lightning_modules.sdn.SDN"}
+    spec["init_args"] = {"size": 64, "width": 8, "key_bits": 8, "identities": 16, "attributes": 2}
+    assert compare(write(tmp_path / "c.yaml", methods={"SDN": spec}), tmp_path / "out") == 0
+    told = json.loads((tmp_path / "out/faces/noise/SDN/header.json").read_text())["attributes"]
+    assert {sign for signs in told.values() for sign in signs} == {-1, 1}
+    assert {len(signs) for signs in told.values()} == {2}
+    assert "attribute" in {f.key for f in read_results(tmp_path / "out" / "results.jsonl")}
+    faces = ChosenFaces(NoiseFaces(attributes=2), 6, 4)
+    torch.testing.assert_close(faces.asked(2, 0).whole().attributes, faces.whole().attributes)  # labels stay
+
+
 def test_the_same_secret_gives_the_same_pictures(tmp_path):
     method, faces = SDN(size=64, width=8, key_bits=8, identities=16).eval(), NoiseFaces(count=4).whole()
     for name, secret in (("a", "one"), ("b", "one"), ("c", "two")):

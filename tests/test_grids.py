@@ -6,7 +6,8 @@ from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
 from PIL import Image
 
 from datamodules.batch import FaceBatch
-from experiments.grids import CONDITIONED, DRAWN, between, by_chance
+from experiments.chosen import by_chance
+from experiments.grids import CONDITIONED, DRAWN, between
 from flows.conjugate import Conjugate
 from lightning_modules.ifadit import IFADITTransform
 from lightning_modules.keys import KeyRing, KeySpec
@@ -83,9 +84,9 @@ def test_a_method_without_attributes_cannot_be_asked_for_them(kind):
 
 
 def test_attributes_by_chance_belong_to_a_face_and_not_to_its_batch():
-    method, faces = SDN(size=64, width=8, key_bits=8, identities=16, attributes=3), NoiseFaces(count=24).whole()
-    drawn = by_chance(method, faces, seed=0).attributes
+    faces = NoiseFaces(count=24).whole()
+    drawn = by_chance(faces, 3, seed=0).attributes
     assert set(drawn.flatten().tolist()) == {-1.0, 1.0}
-    fewer = by_chance(method, FaceBatch(*(field[5:7] for field in faces)), seed=0).attributes
+    fewer = by_chance(FaceBatch(*(field[5:7] for field in faces)), 3, seed=0).attributes
     assert torch.equal(fewer, drawn[5:7])
-    assert not torch.equal(by_chance(method, faces, seed=1).attributes, drawn)
+    assert not torch.equal(by_chance(faces, 3, seed=1).attributes, drawn)
