@@ -103,9 +103,7 @@ def attack(
     console = Console(stderr=True)
     table = configuration(str(table))
     plan = Comparison.read(table)
-    chosen = [name.strip() for name in (only or "").split(",") if name.strip()] or list(plan.methods)
-    if unknown := [name for name in chosen if name not in plan.methods]:
-        raise ValueError(f"{table} has no method {unknown[0]!r}; it has {', '.join(plan.methods)}")
+    chosen = plan.chosen(only)
     out = out or Path("runs/compare") / table.stem
     budget = Budget(inverter_steps, inverter_size, inverter_pairs, inverter_keys)
     if dry_run:

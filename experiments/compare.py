@@ -107,13 +107,28 @@ class Comparison:
             raise ValueError(f"{path}: two methods would share the folder {twice[0]!r}; give them names apart")
         return cls(**found)
 
+    def chosen(self, only: str | None) -> list[str]:
+        """Names of the methods that ``only`` asks for, with commas between them; all, where it asks for none.
 
-def compare(table: Path, out: Path | None = None, fresh: bool = False, dry_run: bool = False) -> int:
+        Raises:
+            ValueError: If there is no such method.
+        """
+        names = [name.strip() for name in (only or "").split(",") if name.strip()] or list(self.methods)
+        if unknown := [name for name in names if name not in self.methods]:
+            raise ValueError(f"there is no method {unknown[0]!r}; there are {', '.join(self.methods)}")
+        return names
+
+
+def compare(
+    table: Path, out: Path | None = None, only: str | None = None, fresh: bool = False, dry_run: bool = False
+) -> int:
     """Run every method on every data set and write one table.
 
     Args:
         table: A file under configs/compare/.
         out: Run folder; by default runs/compare/NAME.
+        only: Names of the methods to run, with commas between them; by default all. Runs of different methods may work
+            in one folder at the same time, and a last one of all makes their table.
         fresh: Start over instead of going on where an earlier run stopped.
         dry_run: Say what would run, and stop.
 
@@ -123,6 +138,7 @@ def compare(table: Path, out: Path | None = None, fresh: bool = False, dry_run: 
     console = Console(stderr=True)
     table = configuration(str(table))
     plan = Comparison.read(table)
+    plan = dataclasses.replace(plan, methods={name: plan.methods[name] for name in plan.chosen(only)})
     out = out or Path("runs/compare") / table.stem
     if dry_run:
         for data in plan.data:

@@ -133,6 +133,18 @@ def test_a_second_run_goes_on_where_the_first_stopped(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "results.jsonl").read_text() == before
 
 
+def test_runs_of_some_methods_are_joined_by_one_of_all(tmp_path, monkeypatch, capsys):
+    config, out = write(tmp_path / "c.yaml"), tmp_path / "out"
+    for name in ("SDN", "blur"):
+        assert compare(config, out, only=name) == 0
+        assert {f.method for f in read_results(out / "results.jsonl")} == {name}
+    monkeypatch.setattr(room, "load_method", lambda spec: pytest.fail("it ran again"))
+    assert compare(config, out) == 0
+    assert {f.method for f in read_results(out / "results.jsonl")} == {"SDN", "blur"}
+    with pytest.raises(ValueError, match="there is no method 'blurred'; there are blur, SDN"):
+        compare(config, out, only="SDN, blurred")
+
+
 class Count(RoundTripMetric):
     """A metric of somebody else's: faces seen."""
 
