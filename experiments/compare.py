@@ -11,10 +11,12 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from experiments.embeddings import Remembering
 from experiments.exchange import Speed, comparison_secret, hide_into, keep_if, nearby_trips, read_trip
 from experiments.guards import Guard, check_judges, training_people
 from experiments.opening import recover_elsewhere
-from experiments.provenance import code_digest, commit, file_digest, versions
+from experiments.provenance import code_digest, commit, file_digest, own_sources, versions
 from experiments.report import write_report
 from experiments.report_pictures import folder_name
 from experiments.walls import began
@@ -48,9 +50,11 @@ from lightning_modules.metrics.realism import Realism
 from lightning_modules.metrics.recovery import PictureQuality
 from lightning_modules.metrics.scores import Histogram
 from lightning_modules.metrics.utility import FacesDetected
-from lightning_modules.protocol import Figure, append_results
+from lightning_modules.protocol import Figure
 from lightning_modules.trained import weights_hash
-from lightning_modules.weights import WeightsError, card, cards
+from lightning_modules.weights import WeightsError, card, cards, find
+
+EXTRAS = ("torch_fidelity",)  # packages that some figures need
 
 
 @dataclasses.dataclass
@@ -129,7 +133,7 @@ def compare(
         out: Run folder; by default runs/compare/NAME.
         only: Names of the methods to run, with commas between them; by default all. Runs of different methods may work
             in one folder at the same time, and a last one of all makes their table.
-        fresh: Start over instead of going on where an earlier run stopped.
+        fresh: Start over instead of going on where an earlier run stopped; with `only`, these methods alone.
         dry_run: Say what would run, and stop.
 
     Returns:
@@ -147,13 +151,17 @@ def compare(
                     f"{data}: {name}, {plan.faces} faces at {plan.size} px, carriers {', '.join(plan.carriers)}"
                 )
         return 0
-    if fresh and out.exists():
+    if fresh and only:
+        for name in plan.methods:
+            for kept in (*out.glob(f"parts/*--{folder_name(name)}.json"), *out.glob(f"faces/*/{folder_name(name)}")):
+                shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
+    elif fresh and out.exists():
         if not (out / "parts").is_dir():
             raise ValueError(
                 f"{out} is not the folder of a comparison (it has no parts/), so --fresh does not empty it"
             )
         shutil.rmtree(out)
-    run = _Run(plan, table, out, console)
+    run = _Run(plan, table, out, console, only)
     run.all_pairs()
     run.finish()
     return 1 if run.failures else 0
@@ -162,8 +170,10 @@ def compare(
 class _Run:
     """One comparison under way."""
 
-    def __init__(self, plan: Comparison, config: Path, out: Path, console: Console) -> None:
+    def __init__(self, plan: Comparison, config: Path, out: Path, console: Console, only: str | None = None) -> None:
         self.plan, self.config, self.out, self.console = plan, config, out, console
+        self.command = f"keyveil compare {config.as_posix()} --out {out.as_posix()}"
+        self.command += f" --only {shlex.quote(only)}" if only else ""
         self.started = time.time()
         (out / "parts").mkdir(parents=True, exist_ok=True)
         self.judges = {
@@ -175,6 +185,8 @@ class _Run:
             for name, spec in plan.judges.items()
         }
         self.thresholds = {name: load_calibration(judge) for name, judge in self.judges.items()}
+        # figures that were n/a are measured once their weights or packages are there
+        self.present = [name for name in cards() if find(name)] + [name for name in EXTRAS if find_spec(name)]
         self.rows: list[dict[str, Any]] = []
         self.faces: dict[str, dict[str, Any]] = {}
         self.failures: list[dict[str, str]] = []
@@ -230,7 +242,7 @@ class _Run:
 
     def _pair(self, data: str, name: str, faces: ChosenFaces) -> None:
         spec = method_spec(self.plan.methods[name])
-        making, fingerprint = self._fingerprints(data, name, spec)
+        making, fingerprint = self._fingerprints(data, name, spec, faces)
         part = self.out / "parts" / f"{data}--{folder_name(name)}.json"
         if part.is_file() and (done := json.loads(part.read_text()))["fingerprint"] == fingerprint:
             self.rows.append(done["row"])
@@ -312,7 +324,7 @@ class _Run:
         opening = None
         if method.reversible:
             with self._bar(f"opening, {carrier}", faces.count) as tell:
-                opening = recover_elsewhere(folder, spec, method, seed, tries, since, tell, curve)
+                opening = recover_elsewhere(folder, spec, method, seed, tries, since, tell, curve, self.plan.batch_size)
         near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
         metrics: list[RoundTripMetric] = [PictureQuality(tuple(PERCEPTUAL), near)]
         groups = Groups() if carrier == "png" else None
@@ -363,16 +375,17 @@ class _Run:
         finally:
             self.progress.remove_task(task)
 
-    def _fingerprints(self, data: str, name: str, spec: dict[str, Any]) -> tuple[str, str]:
+    def _fingerprints(self, data: str, name: str, spec: dict[str, Any], faces: ChosenFaces) -> tuple[str, str]:
         """What the pictures of a method depend on, and what their figures depend on."""
         plan = dataclasses.asdict(self.plan)
+        made = [spec, plan["data"][data]]
         told = {
             **{key: plan[key] for key in ("faces", "other_keys", "wrong_keys", "seed")},
             "data": plan["data"][data],
+            "pixels": faces.digest,
             "method": spec,
-            "files": {
-                word: file_digest(Path(word)) for word in _words([spec, plan["data"][data]]) if Path(word).is_file()
-            },
+            "files": {word: file_digest(Path(word)) for word in _words(made) if Path(word).is_file()},
+            "sources": own_sources(_words(made)),
             "cards": {word: card(word).digest for word in _words([spec]) if word in cards()},
             "versions": versions(),
             "code": code_digest(making=True),
@@ -381,26 +394,26 @@ class _Run:
             **told,
             **{key: plan[key] for key in ("size", "carriers", "judges", "metrics", "allow_loss_judges", "sensitivity")},
             "thresholds": {key: dataclasses.asdict(value) for key, value in self.thresholds.items()},
+            "judging sources": own_sources(_words([plan["judges"], plan["metrics"]])),
+            "measured with": self.present,
             "code": code_digest(),
         }
-        made, measured = (json.dumps(what, sort_keys=True, default=str).encode() for what in (told, judged))
-        return hashlib.sha256(made).hexdigest(), hashlib.sha256(measured).hexdigest()
+        told, judged = (json.dumps(what, sort_keys=True, default=str).encode() for what in (told, judged))
+        return hashlib.sha256(told).hexdigest(), hashlib.sha256(judged).hexdigest()
 
     def finish(self) -> None:
         """Put the parts together and write the report."""
-        results = self.out / "results.jsonl"
-        beside = results.with_name("results.jsonl.part")
-        beside.unlink(missing_ok=True)
-        scores = ""
+        results = scores = ""
         for row in self.rows:
             part = self.out / "parts" / f"{row['data']}--{folder_name(row['method'])}.json"
             done = json.loads(part.read_text())
-            append_results(beside, [Figure(**line) for line in done["figures"]])
+            results += "".join(Figure(**line).to_json() + "\n" for line in done["figures"])
             scores += "".join(json.dumps(found) + "\n" for found in done["scores"])
-        results.unlink(missing_ok=True)
-        if self.rows:
-            os.replace(beside, results)
-            write_whole(self.out / "scores.jsonl", scores.encode())
+        for name, text in (("results.jsonl", results), ("scores.jsonl", scores)):
+            if text:
+                write_whole(self.out / name, text.encode())
+            else:
+                (self.out / name).unlink(missing_ok=True)
         judges = [
             {"name": judge.name, "weights": judge.weights, **dataclasses.asdict(self.thresholds[name])}
             for name, judge in self.judges.items()
@@ -414,7 +427,7 @@ class _Run:
             "size": self.plan.size,
             "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started)),
             "seconds": round(time.time() - self.started, 1),
-            "command": f"keyveil compare {self.config.as_posix()} --out {self.out.as_posix()}",
+            "command": self.command,
             "versions": versions(),
             "rows": self.rows,
             "faces": self.faces,

@@ -21,7 +21,7 @@ class Guard:
     """Looks at what a method does, and refuses what cannot be what it seems.
 
     Args:
-        method: Whom to watch, before it sees a test face.
+        method: Whom to watch, before it hides a test face; its ``prepare`` is trusted to look at training faces alone.
 
     Raises:
         ValueError: If it is in training mode.
@@ -128,9 +128,10 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def tensors_digest(method: ReversibleAnonymizer) -> str:
-    """Hash of all tensors that a method has, those of its ``state_dict`` and the others."""
-    digest = hashlib.sha256()
-    for name, value in sorted([*method.named_parameters(), *method.named_buffers()]):
+    """Hash of all tensors that a method has, those of its ``state_dict``, which cross over, and the others."""
+    digest, found = hashlib.sha256(), {**dict(method.named_parameters()), **dict(method.named_buffers())}
+    found |= {name: value for name, value in method.state_dict().items() if isinstance(value, Tensor)}
+    for name, value in sorted(found.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -24,6 +24,9 @@ from experiments.exchange import Speed, comparison_secret, recover_from
 from experiments.walls import Walls
 from lightning_modules.anonymizer import ReversibleAnonymizer
 
+# The current folder comes last, as for the verbs: what lies there hides nothing.
+START = "import sys; sys.path[:] = filter(None, sys.path); from experiments.opening import main; sys.exit(main())"
+
 
 def recover_elsewhere(
     folder: Path,
@@ -34,6 +37,7 @@ def recover_elsewhere(
     since: int = sys.maxsize,
     tell: Callable[[int], None] = lambda done: None,
     sensitivity: bool = False,
+    batch_size: int = 8,
 ) -> Speed:
     """As :func:`~experiments.exchange.recover_from`, by another process.
 
@@ -50,6 +54,7 @@ def recover_elsewhere(
         since: Nanoseconds since the epoch; what was written from then on is not read.
         tell: Hears every second how many faces were recovered.
         sensitivity: As of :func:`~experiments.exchange.recover_from`.
+        batch_size: Faces at a time.
 
     Raises:
         RuntimeError: If the method cannot open the files so, with the last that the process said.
@@ -65,11 +70,12 @@ def recover_elsewhere(
             "seed": seed,
             "wrong_keys": wrong_keys,
             "sensitivity": sensitivity,
+            "batch_size": batch_size,
             "since": since,
             "parent": os.getpid(),
         }
         with subprocess.Popen(
-            [sys.executable, "-m", "experiments.opening"],
+            [sys.executable, "-c", START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -110,13 +116,15 @@ def main() -> int:
     L.seed_everything(order["seed"], workers=True, verbose=False)
     folder, state = Path(order["folder"]), Path(order["state"])
     own = [state, *(folder / name for name in ("anonymized", "header.json", "opening.json"))]
-    walls = Walls([folder.parent, cache_folder() / "faces"], order["since"], [*own, sys.prefix, sys.base_prefix])
+    closed = [folder.parents[2], *(cache_folder() / name for name in ("faces", "unpacked"))]
+    closed += [Path(data)] if (data := os.environ.get("KEYVEIL_DATA")) else []
+    walls = Walls(closed, order["since"], [*own, sys.prefix, sys.base_prefix])
     try:
         method = build(ReversibleAnonymizer, order, "method").eval()
         method.load_state_dict(load_file(state))
         walls.alone = True
         secret = comparison_secret(order["seed"])
-        tries = {name: order[name] for name in ("wrong_keys", "sensitivity")}
+        tries = {name: order[name] for name in ("wrong_keys", "sensitivity", "batch_size")}
         speed = recover_from(folder, method, secret, **tries)
     except Exception as error:  # told by the one who asked
         print(f"{type(error).__name__}: {one_sentence(error)}", file=sys.stderr)
@@ -130,7 +138,3 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

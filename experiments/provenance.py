@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -45,6 +48,25 @@ def _makes(file: str) -> bool:
     if room == "experiments":
         return file in MAKING
     return room != "lightning_modules" or not inside.startswith(JUDGING)
+
+
+def own_sources(words: Iterable[str]) -> dict[str, str]:
+    """Hashes of the files of classes that are not of this package, by their modules.
+
+    Args:
+        words: Whatever stands in a configuration; what is no ``class_path`` is passed over. What such a file imports in
+            turn is not looked at.
+    """
+    found = {}
+    for word in words:
+        module, _, name = word.rpartition(".")
+        if not all(part.isidentifier() for part in (*module.split("."), name)) or module.partition(".")[0] in ROOMS:
+            continue
+        with suppress(ImportError, ValueError):
+            spec = find_spec(module)
+            if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
+                found[module] = file_digest(Path(spec.origin))
+    return found
 
 
 def file_digest(path: Path) -> str:

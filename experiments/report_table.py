@@ -265,18 +265,22 @@ def _sentence(run: Run, method: str, data: str) -> Sentence:
 
 
 def _unfairness(run: Run, method: str, data: str) -> str:
-    """For each share, between which groups of people it differs most; only gaps that chance alone hardly makes."""
+    """For each share, between which groups of people it differs most; only where even their intervals are apart."""
     told = ""
     for (leg, metric), words in UNFAIR.items():
-        gaps = [gap for group in GROUPS for gap in run.pick(method, data, leg, GAPS[metric], group=group)]
-        gap = max((gap for gap in gaps if gap.low is not None and gap.low > 0), key=lambda gap: gap.value, default=None)
-        if gap is None:
+        widest = None
+        for gap in (gap for group in GROUPS for gap in run.pick(method, data, leg, GAPS[metric], group=group)):
+            found = [run.pick(method, data, leg, metric, group=g, judge=gap.judge) for g in GROUPS[gap.group]]
+            low, *_, high = sorted((figure for figures in found for figure in figures), key=lambda f: f.value)
+            if low.high < high.low and (widest is None or gap.value > widest[0].value):
+                widest = gap, high, low
+        if widest is None:
             continue
-        found = [run.pick(method, data, leg, metric, group=g, judge=gap.judge) for g in GROUPS[gap.group]]
-        worst, *_, best = sorted((figure for figures in found for figure in figures), key=lambda f: f.value)
+        gap, high, low = widest
         judged = f", {gap.judge}" if gap.judge else ""
-        told += f" {words}, by apparent {gap.group}{judged}:"
-        told += f" {_share(best)} ({best.group}), {_share(worst)} ({worst.group})."
+        told += (
+            f" {words}, by apparent {gap.group}{judged}: {_share(high)} ({high.group}), {_share(low)} ({low.group})."
+        )
     return told
 
 

@@ -55,6 +55,18 @@ def test_chance_is_no_gap():
     assert found["gender"].low < 0
 
 
+def test_a_group_in_which_nobody_is_lost_may_yet_lose_somebody():
+    """6 of 580 and none of 100: Newcombe's interval reaches below nothing, though the second share has no spread."""
+    values = torch.tensor([1.0] * 6 + [0.0] * 674)
+    found = told(by_group(share(values), torch.tensor([[0, 0]] * 580 + [[1, 1]] * 100)))
+    assert found["men"].high == pytest.approx(1 - 0.025 ** (1 / 100))
+    assert found["gender"].value == pytest.approx(6 / 580)
+    assert found["gender"].low == pytest.approx(
+        6 / 580 - ((6 / 580 - found["women"].low) ** 2 + found["men"].high ** 2) ** 0.5
+    )
+    assert found["gender"].low < 0 < found["gender"].high
+
+
 def test_alike_is_a_gap_of_nothing_and_a_face_without_a_share_counts_nowhere():
     values = torch.ones(50)
     values[:5] = float("nan")
@@ -121,6 +133,7 @@ def test_only_gaps_are_in_the_table_and_only_large_ones_in_words(tmp_path):
     about = {"method": "m", "data": "d", "leg": "recovered", "judge": "j", "reference": "same-image", "n": 50}
     tar = Figure(metric="tar@far=1e-3", value=0.8, **about)
     women, men = (replace(tar, group=word, value=value) for word, value in (("women", 0.6), ("men", 0.9)))
+    women, men = replace(women, low=0.5, high=0.7), replace(men, low=0.8, high=0.95)
     gap = Figure(metric="tar_gap", value=0.3, low=0.1, high=0.5, group="gender", **about)
     hidden = replace(tar, leg="anonymized", value=0.1)
     append_results(tmp_path / "results.jsonl", [hidden, tar, women, men, gap])
@@ -134,7 +147,7 @@ def test_only_gaps_are_in_the_table_and_only_large_ones_in_words(tmp_path):
     (sentence,) = summary(run, "d")
     assert sentence.text.endswith("Accepted when recovered, by apparent gender, j: 90.0 % (men), 60.0 % (women).")
     assert "80.0 % come back" in sentence.text  # that of all faces, not of the worst group
-    append_results(tmp_path / "results.jsonl", [replace(gap, low=-0.1)])
+    append_results(tmp_path / "results.jsonl", [replace(men, low=0.65)])
     assert "by apparent" not in summary(Run(tmp_path), "d")[0].text
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lightning_modules.anonymizer import Image
-from lightning_modules.metrics.measured import Measured
+from lightning_modules.metrics.measured import Measured, interval
 from lightning_modules.metrics.readers import OLD, Reader, missing, reader
 from lightning_modules.protocol import GAPS, GROUPS
 
@@ -40,13 +42,12 @@ class Groups:
 def by_group(share: Measured, groups: Int[Tensor, "n 2"], why: str | None = None) -> list[Measured]:
     r"""A share of each group, and for each attribute the gap between the best and the worst of its groups.
 
-    The gap is :math:`\bar v_a - \bar v_b \ge 0` of the groups :math:`a, b` with the highest and the lowest share. Its
-    interval is that of the mean of
+    The gap is :math:`p_a - p_b \ge 0` of the groups :math:`a, b` with the highest and the lowest share. Its interval is
+    made of theirs, :math:`[l_a, u_a]` and :math:`[l_b, u_b]`, which know that a share of none is not never:
 
-    .. math:: u_i = \bar v_a - \bar v_b
-        + \frac{n}{n_a}[i \in a](v_i - \bar v_a) - \frac{n}{n_b}[i \in b](v_i - \bar v_b),
+    .. math:: p_a - p_b - \sqrt{(p_a - l_a)^2 + (u_b - p_b)^2}, \quad p_a - p_b + \sqrt{(u_a - p_a)^2 + (p_b - l_b)^2}
 
-    the difference linearised (Deville, 1999), so that it reaches below 0 where chance alone could make such a gap.
+    (Newcombe, 1998, method 10; MOVER), so that it reaches below 0 where chance alone could make such a gap.
     A group with fewer than 20 faces is n/a, and so is the gap with it.
 
     Args:
@@ -79,12 +80,13 @@ def _enough(inside: Bool[Tensor, " n"]) -> bool:
 
 
 def _gap(share: Measured, inside: list[Bool[Tensor, " n"]]) -> Measured:
-    """The gap as one value a face, whose mean it is."""
-    means = [share.values[of].double().mean() for of in inside]
+    """The gap, with an interval from those of its two groups."""
+    means = [float(share.values[of].double().mean()) for of in inside]
     low, *_, high = sorted(range(len(means)), key=means.__getitem__)
-    both = inside[low] | inside[high]
-    values = torch.full_like(share.values, float(means[high] - means[low]), dtype=torch.float64)
-    for sign, at in ((1, high), (-1, low)):
-        weight = sign * both.sum() / inside[at].sum()
-        values[inside[at]] += weight * (share.values[inside[at]].double() - means[at])
-    return share._replace(values=values[both], person=share.person[both])
+    few, many = (interval(share.values[inside[at]], share.person[inside[at]], share=True) for at in (low, high))
+    gap = means[high] - means[low]
+    down = math.hypot(means[high] - many[0], few[1] - means[low])
+    up = math.hypot(many[1] - means[high], means[low] - few[0])
+    reach = (gap - down, gap + up)
+    n = int((inside[low] | inside[high]).sum())
+    return share._replace(values=torch.tensor([gap]), person=None, n=n, reach=reach)

@@ -30,6 +30,7 @@ class Measured(NamedTuple):
         why: Reason of missing values.
         judge, judge_weights, threshold: Where a judge was asked.
         n: Number of scores behind a figure that has no values a face.
+        reach: Its interval, where that is not one of a mean over faces.
     """
 
     metric: str
@@ -45,6 +46,7 @@ class Measured(NamedTuple):
     threshold: float | None = None
     n: int | None = None
     group: str | None = None
+    reach: tuple[float, float] | None = None
 
     @property
     def name(self) -> str:
@@ -72,7 +74,8 @@ class Measured(NamedTuple):
         if not np.isfinite(value):
             return Figure(**words, value=None, why="the values are not finite", n=n)
         if self.person is None:
-            return Figure(**words, value=value, n=n)
+            low, high = self.reach or (None, None)
+            return Figure(**words, value=value, low=low, high=high, n=n)
         low, high = interval(self.values, self.person, share=is_share(self.metric))
         return Figure(**words, value=value, low=low, high=high, n=n)
 
