@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +20,9 @@ from datamodules.batch import FaceBatch
 from datamodules.files import write_tensors
 from datamodules.pairs import PairDataModule, Pairs
 from experiments.attack_pairs import Target
-from experiments.chosen import in_batches
-from experiments.provenance import code_digest, file_digest
+from experiments.build import method_spec
+from experiments.chosen import by_chance, in_batches
+from experiments.provenance import code_digest, file_digest, versions
 from experiments.report_pictures import folder_name
 from lightning_modules import attackers
 from lightning_modules import inverter as learning
@@ -84,8 +86,10 @@ def trained_inverter(target: Target, budget: Budget, folder: Path) -> Callable[[
     recognizer = _recognizer(target)
     told = {
         "weights": weights_hash(target.method),
-        "method": target.plan.methods[target.name],
+        "method": method_spec(target.plan.methods[target.name]),
         "data": target.plan.data[target.data],
+        "hidden by": [file_digest(Path(room.__file__)) for room in (attackers, sys.modules[__name__])],
+        "versions": versions(),
         "seed": target.seed,
         "size": size,
         "pairs": budget.pairs,
@@ -166,6 +170,7 @@ def _by_attacker(target: Target, faces: FaceBatch, turn: int) -> Image:
     """As they are saved, under keys of the attacker's, not of the owner's."""
     ring, method = KeyRing.from_seed(target.seed, "inverter"), target.method
     parts = []
+    faces = by_chance(faces, method.attributes, target.plan.seed)
     for batch in in_batches(method.fit_size(faces), target.plan.batch_size):
         keys = torch.stack([method.key_spec.numbers(ring.other(int(sample), turn)) for sample in batch.sample])
         parts.append(received_faces(method, batch, keys).image)

@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from datamodules.batch import FaceBatch
-from experiments.chosen import in_batches
+from experiments.chosen import by_chance, in_batches
 from experiments.compare import Comparison
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer, resize
 from lightning_modules.attackers import adapted, codes_of, known_plaintext, received_faces
@@ -202,7 +202,8 @@ def _frames(target: Target, count: int) -> FaceBatch:
                 rows.append(row)
         if rows:
             kept.append(FaceBatch(*(field[rows] for field in batch)))
-    return FaceBatch(*(torch.cat(fields) for fields in zip(*kept, strict=True)))
+    frames = FaceBatch(*(torch.cat(fields) for fields in zip(*kept, strict=True)))
+    return by_chance(frames, target.method.attributes, target.plan.seed)
 
 
 def _adaptive(similarity: Tensor, told: dict[str, Any]) -> Measured:

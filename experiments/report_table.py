@@ -344,6 +344,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         "versions": ", ".join(f"{name} {word}" for name, word in info.get("versions", {}).items()),
     }
     lines = [(name, str(word)) for name, word in told.items() if word not in (None, "")]
+    lines += [("attacked by", f"{attack['command']} ({attack['commit']})") for attack in info.get("attacks", [])]
     lines += [
         (f"test faces of {data}", f"{found['faces']:,} of {found['people']:,} people, pixels {found['pixels']}")
         for data, found in info["faces"].items()

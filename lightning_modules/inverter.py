@@ -19,6 +19,7 @@ FEW = 4  # of a batch whose identity is looked at: the recogniser costs five tim
 
 
 FOLDS = 4
+FEWEST = 8  # pairs, so that each fold learns from some
 
 
 def linear_guesses(hidden: Image, shown: Float[Tensor, "faces 3 height width"]) -> Image:
@@ -29,7 +30,12 @@ def linear_guesses(hidden: Image, shown: Float[Tensor, "faces 3 height width"]) 
     Args:
         hidden: Anonymized pictures; where there are more than originals, round after round of the same faces.
         shown: Their originals, eight or more.
+
+    Raises:
+        ValueError: If there are fewer.
     """
+    if len(shown) < FEWEST:
+        raise ValueError(f"an inverter learns from {FEWEST} pairs at least, got {len(shown)}")
     face = torch.arange(len(hidden)) % len(shown)
     shown, made = shown[face], torch.empty_like(hidden)
     for fold in range(FOLDS):

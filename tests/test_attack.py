@@ -1,10 +1,12 @@
 """Key guessing: signs of the right key, their curve, and the verb."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
+from rich.console import Console
 from scipy.stats import multivariate_normal
 
 from datamodules.batch import FaceBatch, face_batch
@@ -228,10 +230,29 @@ def test_the_verb_tells_pairs_under_one_key_from_pairs_under_their_own(tmp_path,
     words = {"adaptive_tar", "known_person", *(f"known_plaintext@{n}" for n in (1, 10, 300))}
     assert {f.metric for f in kept} == words
     assert len(kept) == 10  # the figures of the adapted judge and of a known person took the place of the older ones
-    plan["methods"] = {"known": {"class_path": "test_attack.Judged"}}
+    plan["methods"] = {"known": {"class_path": "test_attack.Judged"}, **plan["methods"]}
     (tmp_path / "c.yaml").write_text(json.dumps(plan))
-    with pytest.raises(ValueError, match="is a loss network of this method"):
-        attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[10], inverter_steps=0)
+    assert attack(tmp_path / "c.yaml", faces=6, guesses=0, pairs=[10], inverter_steps=0) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "failed known on noise: judge 'linear' is a loss network of this method" in told
+    assert "noise: signs: attacked: known_plaintext@10" in told  # the others are attacked all the same
+    run = json.loads((tmp_path / "runs/compare/c/run.json").read_text())
+    assert [attack["command"].partition("--pairs ")[2].split(" --")[0] for attack in run["attacks"]] == [
+        "'[300, 1]'",
+        "'[301, 10]'",
+        "'[10]'",
+    ]
+
+
+def test_a_sign_that_is_less_for_the_right_key_tells_it_as_well(monkeypatch):
+    target = SimpleNamespace(
+        **{"whole": NoiseFaces(count=4).whole(), "plan": SimpleNamespace(batch_size=2), "data": "d", "name": "m"},
+        **{"method": None, "ring": None, "console": Console(quiet=True)},
+    )
+    signs = {"again": torch.full((2,), 0.5), "detector": torch.full((2,), 0.1)}
+    monkeypatch.setattr(room, "_told_apart", lambda *_: signs)
+    (found,) = room._by_guessing(target, 8, None)
+    assert found.figure().value == pytest.approx(0.9)
 
 
 def test_pairs_are_of_as_many_people_as_there_are():
@@ -271,5 +292,5 @@ def test_the_verb_writes_figures_that_a_report_reads(tmp_path, monkeypatch, caps
         attack(tmp_path / "c.yaml", guesses=-1)
     with pytest.raises(ValueError, match="a size in sixteens"):
         attack(tmp_path / "c.yaml", inverter_size=24)
-    with pytest.raises(ValueError, match="no method 'nobody'; it has negative"):
+    with pytest.raises(ValueError, match="no method 'nobody'; there are negative"):
         attack(tmp_path / "c.yaml", only="negative,nobody")

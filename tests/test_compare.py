@@ -145,6 +145,61 @@ def test_runs_of_some_methods_are_joined_by_one_of_all(tmp_path, monkeypatch, ca
         compare(config, out, only="SDN, blurred")
 
 
+def test_some_methods_alone_start_afresh_without_touching_others(tmp_path):
+    config, out = write(tmp_path / "c.yaml"), tmp_path / "out"
+    compare(config, out)
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("faces/noise/blur/**/*.png")}
+    made = {path: path.stat().st_mtime_ns for path in out.glob("faces/noise/SDN/**/*.png")}
+    assert compare(config, out, only="SDN", fresh=True) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert all(path.stat().st_mtime_ns > before for path, before in made.items())
+
+
+OWN = """
+import torch
+from lightning_modules.anonymizer import ReversibleAnonymizer
+
+class Grey(ReversibleAnonymizer):
+    size = 64
+
+    def anonymize(self, face, key):
+        return torch.full_like(face.image, {level})
+
+    recover = None
+"""
+
+
+def test_what_a_user_wrote_and_fetched_counts(tmp_path, monkeypatch):
+    """A changed source of one's own makes pictures anew; weights that came in the meantime measure again."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_method.py").write_text(OWN.format(level=0.0))
+    config = write(tmp_path / "c.yaml", methods={"grey": {"class_path": "own_method.Grey"}})
+    run = room._Run(Comparison.read(config), config, tmp_path / "out", room.Console(quiet=True))
+    faces = ChosenFaces(NoiseFaces(), 6, 8)
+
+    def prints():
+        return run._fingerprints("noise", "grey", {"class_path": "own_method.Grey", "init_args": {}}, faces)
+
+    made, measured = prints()
+    assert prints() == (made, measured)
+    run.present = [*run.present, "inception-fid"]
+    assert prints()[0] == made
+    assert prints()[1] != measured
+    (tmp_path / "own_method.py").write_text(OWN.format(level=0.5))
+    assert prints()[0] != made
+    before, darker = prints()[0], NoiseFaces()
+    darker.items = [face._replace(image=face.image - 2 / 255) for face in darker.items]
+    faces = ChosenFaces(darker, 6, 8)  # other pictures under the same configuration
+    assert prints()[0] != before
+
+
+def test_a_folder_named_as_a_room_hides_nothing_from_who_opens(tmp_path, monkeypatch):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").write_text("raise SystemExit('the wrong room')")
+    monkeypatch.chdir(tmp_path)
+    assert compare(write(tmp_path / "c.yaml"), tmp_path / "out", only="SDN") == 0
+
+
 class Count(RoundTripMetric):
     """A metric of somebody else's: faces seen."""
 
