@@ -81,9 +81,7 @@ GLOSSARY: dict[str, Entry] = {
     "eyes_agree": Entry("eyes kept", "Share of faces whose eyes stay open, or closed."),
     "gender_agree": Entry("gender kept", "Share of faces whose estimated gender stays the same."),
     "age_mae": Entry("age error", "Mean change of the estimated age, in years."),
-    "attribute_agree": Entry(
-        "attributes kept", "Share of three guessed attributes (apparent gender, age, open mouth) that stay as guessed."
-    ),
+    "attribute_agree": Entry("attributes kept", "Share of three guessed attributes that stay: gender, age, a smile."),
     "background_shift": Entry("background shift", "Change of colour well outside the face, in shares of white."),
     "seam": Entry("seam", "How much more edges grew where a mask of the face ends than beside it; 0 is none."),
     "eye_shift": Entry("eye change", "Change of colour in the region of the eyes."),
@@ -115,9 +113,7 @@ GLOSSARY: dict[str, Entry] = {
     ),
     "flops": Entry("FLOPs", "Floating-point operations for one face."),
     "params": Entry("parameters", "Numbers in all networks of the method, frozen ones included."),
-    "images_per_s": Entry(
-        "faces/s", "Faces per second of the method alone, without keys and files, on the machine of the run."
-    ),
+    "images_per_s": Entry("faces/s", "Faces per second of the method alone, without files, on the machine of the run."),
     "peak_memory": Entry("peak memory", "Most memory held at once, in bytes."),
     "overhead": Entry("overhead", "Time of a whole comparison over that of its methods and judges; 1 is none."),
 }
