@@ -5,24 +5,40 @@ from __future__ import annotations
 import importlib
 import pickle
 import pkgutil
+from unittest.mock import patch
 
 import pytest
 import torch
+from test_attributes import TOYS
 from test_metrics import FakeDetector, FakeJudge, part, random_trip
+from test_realism import Means
 from torch import distributed, multiprocessing
 
 from lightning_modules import metrics
+from lightning_modules.metrics import realism
+from lightning_modules.metrics.attributes import FaceAttributes
 from lightning_modules.metrics.identity import IdentityScores
 from lightning_modules.metrics.measured import RoundTripMetric
+from lightning_modules.metrics.perceptual import NETWORKS
 from lightning_modules.metrics.recovery import PictureQuality
 from lightning_modules.metrics.utility import FacesDetected
 
 FACES = 11
 SHARE = ([[0, 2, 4], [6, 8], [9, 10]], [[1, 3, 5, 7]])  # by process, the faces of its batches
-MAKE = {  # those that cannot be made of nothing
+
+
+def realism_of_toys():
+    """Real networks give a face other last digits in another batch."""
+    with patch.object(realism, "_network", lambda name: Means()):
+        return realism.Realism()
+
+
+MAKE = {  # those that cannot be made of nothing, or whose networks round by the batch
+    FaceAttributes: lambda: FaceAttributes(readers=TOYS),
+    realism.Realism: realism_of_toys,
     IdentityScores: lambda: IdentityScores(FakeJudge(), threshold=0.4),
     FacesDetected: lambda: FacesDetected(FakeDetector()),
-    PictureQuality: lambda: PictureQuality(lpips=True),
+    PictureQuality: lambda: PictureQuality(tuple(NETWORKS)),
 }
 
 
