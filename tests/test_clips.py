@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toy_photos import ToyDetector, ToyJudge, picture
+from toy_photos import ToyDetector, ToyJudge, draw_alike, picture
 
 import experiments.clips
 from datamodules.clips import follow, frames, output_name
@@ -28,6 +28,7 @@ def toys(monkeypatch, tmp_path):
     monkeypatch.setattr("experiments.photos.default_detector", ToyDetector)
     monkeypatch.setattr("experiments.photos.Gate", lambda: Gate(ToyJudge(), 0.9))
     monkeypatch.setattr("experiments.anonymizing.Cost", lambda: Cost(1, 64, 1))
+    draw_alike(monkeypatch)
     (tmp_path / "toy.yaml").write_text("model: {class_path: toy_photos.ToyMethod}")
     monkeypatch.chdir(tmp_path)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from orl_faces import need
 from PIL import Image
-from toy_photos import ToyDetector, ToyJudge, picture
+from toy_photos import ToyDetector, ToyJudge, draw_alike, picture
 
 import experiments.photos
 from datamodules.detection import Detection, default_detector
@@ -34,6 +34,7 @@ def toys(monkeypatch, tmp_path):
     monkeypatch.setattr("experiments.photos.default_detector", ToyDetector)
     monkeypatch.setattr("experiments.photos.Gate", lambda: Gate(ToyJudge(), 0.9))
     monkeypatch.setattr("experiments.anonymizing.Cost", lambda: Cost(1, 64, 1))
+    draw_alike(monkeypatch)
     (tmp_path / "toy.yaml").write_text("model: {class_path: toy_photos.ToyMethod}")
     (tmp_path / "factors.yaml").write_text("model: {class_path: toy_photos.ToyFactors}")
     (tmp_path / "untouched.yaml").write_text("model: {class_path: toy_photos.Untouched}")
