@@ -59,7 +59,7 @@ def test_a_killed_comparison_goes_on_and_ends_as_an_unbroken_one(tmp_path):
     }
     plan.write_text(json.dumps(told))
     before, counts = {}, []
-    # calls of anonymize: two of the guard, then two a batch; of recover: five keys for each of two chunks
+    # calls of anonymize: two of the guard, then two a batch; of recover: five keys a batch
     for end_at in ("anonymize 9", "recover 8"):
         done = keyveil_compare(plan, out, end_at)
         assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
@@ -67,7 +67,7 @@ def test_a_killed_comparison_goes_on_and_ends_as_an_unbroken_one(tmp_path):
         after = saved(out)
         assert after.items() >= before.items()  # what was there was not written again
         before, counts = after, [*counts, len(after)]
-    assert counts == [12 + 6 + 6, 12 + 24 + 5 * 8 + 2 * 4]
+    assert counts == [12 + 6 + 6, 12 + 24 + 5 * 2 + 2 * 2]
     done = keyveil_compare(plan, out)
     assert done.returncode == 0, done.stderr[-3000:]
     assert saved(out).items() >= before.items()
