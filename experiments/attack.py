@@ -25,7 +25,7 @@ from experiments.attack_inverter import Budget, by_inverter
 from experiments.attack_pairs import Target, by_pairs
 from experiments.build import build, configuration, load_method, method_spec
 from experiments.chosen import ChosenFaces, by_chance, chosen_faces, in_batches
-from experiments.compare import Comparison
+from experiments.comparison import Comparison
 from experiments.guards import Guard, check_judges
 from experiments.provenance import commit, versions
 from experiments.report import write_report

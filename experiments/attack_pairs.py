@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datamodules.batch import FaceBatch
 from experiments.chosen import by_chance, in_batches
-from experiments.compare import Comparison
+from experiments.comparison import Comparison
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer, resize
 from lightning_modules.attackers import adapted, codes_of, known_plaintext, received_faces
 from lightning_modules.calibration import Calibration

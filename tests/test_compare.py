@@ -13,7 +13,8 @@ from datamodules.batch import FaceBatch
 from experiments import compare as room
 from experiments.build import build, load_method, method_spec, read_yaml
 from experiments.chosen import ChosenFaces, choose_faces
-from experiments.compare import Comparison, compare
+from experiments.compare import compare
+from experiments.comparison import Comparison
 from experiments.exchange import Speed, hide_into, keep_if, read_trip, recover_from
 from experiments.provenance import _makes, code_digest
 from flows.conjugate import Conjugate

@@ -12,7 +12,7 @@ from datamodules.pairs import PairDataModule, Pairs, Steps
 from experiments import attack_inverter as room
 from experiments.attack_inverter import Budget, by_inverter, trained_inverter
 from experiments.attack_pairs import Target, by_pairs
-from experiments.compare import Comparison
+from experiments.comparison import Comparison
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.calibration import Calibration
 from lightning_modules.inverter import Inverter, linear_guesses

@@ -9,10 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_modules.anonymizer import RoundTrip
-from lightning_modules.metrics.measured import Measured, RoundTripMetric, gathered, legs_of
+from lightning_modules.metrics.measured import LEGS, Measured, RoundTripMetric, gathered, legs_of
 from lightning_modules.metrics.readers import CLOSED, HAPPY, OLD, READERS, Reader, missing, reader
 
-LEGS = (("anonymized", "right"), ("recovered", "right"), ("wrongly_recovered", "random"))
 Readings = dict[str, Tensor]  # reader → its row of each face
 
 

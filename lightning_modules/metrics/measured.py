@@ -18,6 +18,9 @@ from lightning_modules.protocol import Figure, is_share
 DRAWS = 1000
 """Bootstrap resamples behind an interval."""
 
+LEGS = (("anonymized", "right"), ("recovered", "right"), ("wrongly_recovered", "random"))
+"""Leg and key of the pictures that questions about a face, not about whose it is, are asked of."""
+
 
 class Measured(NamedTuple):
     """Values of one figure, face by face.

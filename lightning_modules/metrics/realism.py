@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_modules.anonymizer import RoundTrip
 from lightning_modules.metrics.identity import Embeddings
-from lightning_modules.metrics.measured import Measured, RoundTripMetric, gathered, legs_of
+from lightning_modules.metrics.measured import LEGS, Measured, RoundTripMetric, gathered, legs_of
 from lightning_modules.networks.efficientnet_lite import CARD as EFFICIENTNET_CARD
 from lightning_modules.networks.efficientnet_lite import EfficientNetLite0
 from lightning_modules.weights import WeightsError, find
@@ -20,7 +20,6 @@ from lightning_modules.weights import WeightsError, find
 Features = Float[Tensor, "n dim"]
 Others = Float[Tensor, "m dim"]
 
-LEGS = (("anonymized", "right"), ("recovered", "right"), ("wrongly_recovered", "random"))
 INCEPTION_CARD = "inception-fid"
 FEW = "a distribution takes two faces at least"
 

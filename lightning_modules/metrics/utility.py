@@ -10,9 +10,7 @@ from datamodules.detection import Detection, Detector
 from lightning_modules.anonymizer import RoundTrip
 from lightning_modules.carriers import to_pixels
 from lightning_modules.metrics.fairness import Groups, by_group
-from lightning_modules.metrics.measured import Measured, RoundTripMetric, gathered, legs_of
-
-LEGS = (("anonymized", "right"), ("recovered", "right"), ("wrongly_recovered", "random"))
+from lightning_modules.metrics.measured import LEGS, Measured, RoundTripMetric, gathered, legs_of
 
 
 class FacesDetected(RoundTripMetric):

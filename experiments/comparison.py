@@ -1,0 +1,76 @@
+"""What one comparison asks: the keys of a file under ``configs/compare/``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from experiments.build import read_yaml
+from experiments.report_pictures import folder_name
+
+
+@dataclasses.dataclass
+class Comparison:
+    """What one table compares; the keys of a file under ``configs/compare/``.
+
+    Attributes:
+        methods: Row name → ``class_path`` and ``init_args``, or ``config`` (a file under ``configs/method/``) with
+            ``init_args`` over it; and ``weights`` (checkpoint, safetensors or card) for what was trained.
+        data: Data set name → datamodule; with ``optional: true`` it is left out, and said, where it cannot be found.
+        judges: Judge name → class. None may be a loss network of a method.
+        size: Pixels at which pictures are compared.
+        faces: Test faces of each data set.
+        carriers: File formats between the two verbs.
+        other_keys: Unrelated keys that each face is also hidden under in a PNG, for diversity; one in other formats.
+        wrong_keys: Random wrong keys that each face's PNG is opened with, and as many nearly right ones; other
+            formats are with one.
+        sensitivity: Open each face's PNG also with keys at several distances from the right one, for a curve.
+        metrics: Name → class of a :class:`~lightning_modules.metrics.measured.RoundTripMetric` to measure beside the
+            others.
+        batch_size: Faces at a time.
+        seed: Where keys and wrong keys come from.
+        allow_loss_judges: Accept a judge that is a loss network of a method.
+    """
+
+    methods: dict[str, dict[str, Any]]
+    data: dict[str, dict[str, Any]]
+    judges: dict[str, dict[str, Any]]
+    metrics: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    size: int = 128
+    faces: int = 64
+    carriers: list[str] = dataclasses.field(default_factory=lambda: ["png"])
+    other_keys: int = 1
+    wrong_keys: int = 8
+    sensitivity: bool = False
+    batch_size: int = 8
+    seed: int = 0
+    allow_loss_judges: bool = False
+
+    @classmethod
+    def read(cls, path: Path) -> Comparison:
+        """Read a file.
+
+        Raises:
+            ValueError: If a key is unknown or missing.
+        """
+        found, known = read_yaml(path), [f.name for f in dataclasses.fields(cls)]
+        if unknown := sorted(set(found) - set(known)):
+            raise ValueError(f"{path}: unknown key {unknown[0]!r}; a comparison knows {', '.join(known)}")
+        if missing := sorted({"methods", "data", "judges"} - set(found)):
+            raise ValueError(f"{path}: the key {missing[0]!r} is missing")
+        names = [folder_name(name) for name in found["methods"]]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{path}: two methods would share the folder {twice[0]!r}; give them names apart")
+        return cls(**found)
+
+    def chosen(self, only: str | None) -> list[str]:
+        """Names of the methods that ``only`` asks for, with commas between them; all, where it asks for none.
+
+        Raises:
+            ValueError: If there is no such method.
+        """
+        names = [name.strip() for name in (only or "").split(",") if name.strip()] or list(self.methods)
+        if unknown := [name for name in names if name not in self.methods]:
+            raise ValueError(f"there is no method {unknown[0]!r}; there are {', '.join(self.methods)}")
+        return names
