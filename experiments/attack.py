@@ -27,7 +27,7 @@ from experiments.build import build, configuration, load_method, method_spec
 from experiments.chosen import ChosenFaces, by_chance, chosen_faces, in_batches
 from experiments.comparison import Comparison
 from experiments.guards import Guard, check_judges
-from experiments.provenance import commit, versions
+from experiments.provenance import about, commit, when
 from experiments.report import write_report
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.attackers import FaceLikelihood, guess_auc, guessing_signs, received_faces
@@ -268,26 +268,10 @@ def _about(
     """Say how it was attacked, and, where no comparison has said so, where the figures come from."""
     file = out / "run.json"
     options = "".join(f" --{word} {shlex.quote(str(value))}" for word, value in asked.items() if value is not None)
-    attacked = {
-        "command": f"keyveil attack {table.as_posix()} --out {out.as_posix()}{options}",
-        "commit": commit(),
-        "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)),
-        "seconds": round(time.time() - started, 1),
-    }
-    about = {
-        "name": table.stem,
-        "config": table.as_posix(),
-        "config_text": table.read_text(),
-        "seed": asked["seed"],
-        "size": plan.size,
-        "versions": versions(),
-        "judges": [
-            {"name": judge.name, "weights": judge.weights, **dataclasses.asdict(told)}
-            for judge, told in judges.values()
-        ],
-        **attacked,
-    }
+    attacked = {"command": f"keyveil attack {table.as_posix()} --out {out.as_posix()}{options}", **when(started)}
     if file.is_file():
-        about = json.loads(file.read_text())
-    about["attacks"] = [*about.get("attacks", []), attacked]
-    write_whole(file, json.dumps(about, indent=1).encode())
+        told = json.loads(file.read_text())
+    else:
+        told = about(table, asked["seed"], plan.size, judges.values()) | attacked
+    told["attacks"] = [*told.get("attacks", []), attacked]
+    write_whole(file, json.dumps(told, indent=1).encode())

@@ -31,10 +31,10 @@ from experiments.build import build, configuration, load_method, method_spec
 from experiments.chosen import ChosenFaces, chosen_faces
 from experiments.comparison import Comparison
 from experiments.embeddings import Remembering
-from experiments.exchange import Speed, comparison_secret, hide_into, keep_if, nearby_trips, read_trip
+from experiments.exchange import Speed, comparison_secret, hide_into, is_made_by, keep_if, nearby_trips, read_trip
 from experiments.guards import Guard, check_judges, training_people
 from experiments.opening import recover_elsewhere
-from experiments.provenance import code_digest, commit, file_digest, own_sources, versions
+from experiments.provenance import about, code_digest, commit, file_digest, own_sources, versions, when
 from experiments.report import write_report
 from experiments.report_pictures import folder_name
 from experiments.walls import began
@@ -203,6 +203,7 @@ class _Run:
             "faces": faces.count,
             "note": self.plan.methods[name].get("note", ""),
             "training_people": training_people(method, faces.people),
+            "spent": 0.0,
         }
         common = {
             "method": name,
@@ -218,7 +219,8 @@ class _Run:
         }
         figures, scores = [], []
         for carrier in self.plan.carriers:
-            measured, counted = self._measure(data, name, spec, guard, faces, carrier, making, since)
+            measured, counted, spent = self._measure(data, name, spec, guard, faces, carrier, making, since)
+            row["spent"] += spent
             figures += measured
             scores += [json.loads(dataclasses.replace(found, method=name, data=data).to_json()) for found in counted]
         figures = [dataclasses.replace(figure, **common) for figure in figures]
@@ -237,24 +239,25 @@ class _Run:
         carrier: str,
         making: str,
         since: int,
-    ) -> tuple[list[Figure], list[Histogram]]:
+    ) -> tuple[list[Figure], list[Histogram], float]:
         """Hide the faces into files, open the files with header and secret alone, and judge what is in the files.
 
-        Scores are counted for PNG alone.
+        Scores are counted for PNG alone. The last is the seconds that all this took, over all runs of it.
 
         Files of an earlier run that was stopped are taken as they are, if it was to do the same to the same faces with
         the same tensors and the same code; that of judges and metrics does not count.
         """
         method = guard.method
-        folder = (
-            self.out / "faces" / data / (folder_name(name) if carrier == "png" else f"{folder_name(name)}@{carrier}")
-        )
-        keep_if(folder, f"{making} {guard.tensors} {faces.digest}")
+        png = self.out / "faces" / data / folder_name(name)
+        folder = png if carrier == "png" else png.with_name(f"{png.name}@{carrier}")
+        made_by = f"{making} {guard.tensors} {faces.digest}"
+        keep_if(folder, made_by)
+        known = png if carrier != "png" and is_made_by(png, made_by) else None
         others, tries = (self.plan.other_keys, self.plan.wrong_keys) if carrier == "png" else (1, 1)
         curve = self.plan.sensitivity and carrier == "png"
         seed = self.plan.seed
         with self._bar(f"hiding, {carrier}", faces.count) as tell:
-            hiding = hide_into(folder, method, faces, comparison_secret(seed), seed, carrier, others, tell)
+            hiding = hide_into(folder, method, faces, comparison_secret(seed), seed, carrier, others, tell, known)
         guard.unchanged()
         opening = None
         if method.reversible:
@@ -286,7 +289,8 @@ class _Run:
         with judging.timed():
             figures = [figure for metric in sum(nearby.values(), metrics) for figure in metric.figures()]
         judging.keep(folder / "judging.json")
-        figures = [dataclasses.replace(f, carrier=carrier) for f in figures]
+        first = carrier == self.plan.carriers[0]  # originals are the same in every file
+        figures = [dataclasses.replace(f, carrier=carrier) for f in figures if first or f.leg != "original"]
         if carrier == "png":
             for leg, speed in (("anonymized", hiding), ("recovered", opening)):
                 if speed is not None and speed.seconds:
@@ -295,7 +299,9 @@ class _Run:
                     )
             params = sum(p.numel() for p in method.parameters())
             figures.append(Figure(metric="params", value=float(params), n=1, carrier=None, key=None))
-        return figures, [scores for metric in judged for scores in metric.histograms()] if carrier == "png" else []
+        scores = [found for metric in judged for found in metric.histograms()] if carrier == "png" else []
+        spent = hiding.seconds + judging.seconds + (opening.seconds if opening else 0)
+        return figures, scores, spent
 
     def _judged(self, near_key: str, groups: Groups | None = None) -> list[IdentityScores]:
         """A metric for each judge."""
@@ -349,28 +355,11 @@ class _Run:
                 write_whole(self.out / name, text.encode())
             else:
                 (self.out / name).unlink(missing_ok=True)
-        judges = [
-            {"name": judge.name, "weights": judge.weights, **dataclasses.asdict(self.thresholds[name])}
-            for name, judge in self.judges.items()
-        ]
-        about = {
-            "name": self.config.stem,
-            "config": self.config.as_posix(),
-            "config_text": self.config.read_text(),
-            "commit": commit(),
-            "seed": self.plan.seed,
-            "size": self.plan.size,
-            "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started)),
-            "seconds": round(time.time() - self.started, 1),
-            "command": self.command,
-            "versions": versions(),
-            "rows": self.rows,
-            "faces": self.faces,
-            "judges": judges,
-            "left_out": self.left_out,
-            "failures": self.failures,
-        }
-        write_whole(self.out / "run.json", json.dumps(about, indent=1).encode())
+        judges = [(judge, self.thresholds[name]) for name, judge in self.judges.items()]
+        told = about(self.config, self.plan.seed, self.plan.size, judges) | when(self.started)
+        told |= {"command": self.command, "rows": self.rows, "faces": self.faces}
+        told |= {"left_out": self.left_out, "failures": self.failures}
+        write_whole(self.out / "run.json", json.dumps(told, indent=1).encode())
         if self.rows or self.failures:
             write_report(self.out)
             self.console.print((self.out / "table.md").read_text(), markup=False, soft_wrap=True)

@@ -36,12 +36,14 @@ def hide_into(
     carrier: str,
     other_keys: int = 1,
     tell: Callable[[int], None] = lambda done: None,
+    png: Path | None = None,
 ) -> Speed:
     """Anonymize faces into ``folder``: one file a face, and ``header.json``, which is all that recovery gets.
 
     Faces are also hidden under other keys (``other/``, ``other-2/`` …), for diversity, and inverted where the method
-    can. Pictures that lie there already are left as they are, so that a run goes on where it was stopped. After each
-    batch ``tell`` hears how many faces are done.
+    can. Pictures that lie there already are left as they are, so that a run goes on where it was stopped. Where the
+    very same pictures lie as PNG in the folder ``png``, they are encoded anew instead of made anew: every carrier
+    begins with 8-bit pixels, so that is the same. After each batch ``tell`` hears how many faces are done.
 
     Returns:
         Faces anonymized, and the seconds that took over all runs, without keys and files.
@@ -66,9 +68,9 @@ def hide_into(
         with torch.no_grad():
             for leg, draw in draws.items():
                 hide = partial(speed.of, method.anonymize, face, _numbers(method, draw, batch.sample), method.size)
-                _fill(folder / leg, batch.sample, carrier, hide)
+                _fill(folder / leg, batch.sample, carrier, hide, png and png / leg)
                 speed.keep(folder / "hiding.json")
-            _fill(folder / "inverted", batch.sample, "png", partial(method.invert, face))
+            _fill(folder / "inverted", batch.sample, "png", partial(method.invert, face), png and png / "inverted")
         attributes |= dict(zip(batch.sample.tolist(), batch.attributes[:, : method.attributes].tolist(), strict=True))
         tell(done := done + len(batch.image))
     described = {"header": header.to_dict(), "carrier": carrier, "attributes": attributes}
@@ -128,11 +130,16 @@ def recover_from(
 
 def keep_if(folder: Path, made_by: str) -> None:
     """Empty a folder of pictures, unless it says that the very same made them."""
-    mark = folder / "made-by"
-    if not mark.is_file() or mark.read_text() != made_by:
+    if not is_made_by(folder, made_by):
         if folder.exists():
             shutil.rmtree(folder)
-        write_whole(mark, made_by)
+        write_whole(folder / "made-by", made_by)
+
+
+def is_made_by(folder: Path, made_by: str) -> bool:
+    """Whether a folder of pictures says that the very same made them."""
+    mark = folder / "made-by"
+    return mark.is_file() and mark.read_text() == made_by
 
 
 @dataclasses.dataclass
@@ -192,12 +199,16 @@ def _numbers(method: ReversibleAnonymizer, draw: Any, sample: Tensor) -> Tensor:
     return torch.stack([method.key_spec.numbers(draw(int(s))) for s in sample])
 
 
-def _fill(folder: Path, sample: Tensor, carrier: str, make: Callable[[], Tensor | None]) -> None:
-    """Save the pictures that ``make`` hands out, if there are any, unless an earlier run did."""
-    files = [folder / f"{int(number):06d}{SUFFIX.get(carrier, '.jpg')}" for number in sample]
+def _fill(
+    folder: Path, sample: Tensor, carrier: str, make: Callable[[], Tensor | None], png: Path | None = None
+) -> None:
+    """Save the pictures that lie in ``png``, or else that ``make`` hands out, unless an earlier run did."""
+    names = [f"{int(number):06d}" for number in sample]
+    files = [folder / f"{name}{SUFFIX.get(carrier, '.jpg')}" for name in names]
     if all(file.is_file() for file in files):
         return
-    made = make()
+    known = [] if png is None else [file for name in names if (file := png / f"{name}.png").is_file()]
+    made = torch.stack([decode(file.read_bytes()) for file in known]) if len(known) == len(files) else make()
     for image, file in zip(() if made is None else made, files, strict=made is not None):
         write_whole(file, encode(image, carrier))
 

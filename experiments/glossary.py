@@ -20,6 +20,11 @@ GLOSSARY: dict[str, Entry] = {
         "Share of faces that a recogniser takes for the original person, at a threshold where it takes one "
         "in a thousand pairs of strangers for the same person (TAR at a FAR of 0.1 %).",
     ),
+    "fmr": Entry(
+        "false matches",
+        "Share of pairs of two people's originals, of this data set, that a recogniser takes for one person: no share "
+        "accepted can be expected below it (FMR).",
+    ),
     "tar_worst_bit": Entry(
         "accepted, worst bit",
         "The same share for the one wrong bit that guards least, of the bits that were tried in every face; "
@@ -120,6 +125,7 @@ GLOSSARY: dict[str, Entry] = {
 """One entry for each name of :data:`lightning_modules.protocol.METRICS`."""
 
 LEGS = {
+    "original": "originals",
     "anonymized": "anonymized",
     "recovered": "recovered",
     "wrongly_recovered": "opened with a wrong key",

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import platform
 import subprocess
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from lightning_modules.calibration import Calibration
+from lightning_modules.judges import Judge
 
 
 def commit() -> str:
@@ -21,6 +27,35 @@ def commit() -> str:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def when(started: float) -> dict[str, Any]:
+    """Commit, beginning and seconds of a run that began at this time and ends now."""
+    begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started))
+    return {"commit": commit(), "started": begun, "seconds": round(time.time() - started, 1)}
+
+
+def about(config: Path, seed: int, size: int, judges: Iterable[tuple[Judge, Calibration]]) -> dict[str, Any]:
+    """What ``run.json`` says of how figures came about, beside what was run (:func:`when`, its command).
+
+    Args:
+        config: The comparison's file.
+        seed: Where keys come from.
+        size: Pixels at which pictures are compared.
+        judges: Each judge with its threshold.
+    """
+    return {
+        "name": config.stem,
+        "config": config.as_posix(),
+        "config_text": config.read_text(),
+        "seed": seed,
+        "size": size,
+        "versions": versions(),
+        "judges": [
+            {"name": judge.name, "weights": judge.weights, **dataclasses.asdict(threshold)}
+            for judge, threshold in judges
+        ],
+    }
 
 
 ROOMS = ("experiments", "lightning_modules", "datamodules", "flows")

@@ -22,6 +22,7 @@ from experiments.report_table import (
     Table,
     judge_rows,
     provenance,
+    strangers,
     summary,
     table_of,
 )
@@ -80,6 +81,7 @@ def markdown(run: Run, tables: list[Table]) -> str:
         lines += [
             "",
             "Each share above is that of the judge and the reference that speak most against the method.",
+            *filter(None, [_md(strangers(run, table.data))]),
             "",
         ]
         head = ["method", *(_md(_head(column)) for column in table.columns), *COST]
@@ -157,6 +159,7 @@ def page(run: Run, tables: list[Table]) -> str:
         {
             "table": table,
             "summary": summary(run, table.data),
+            "strangers": strangers(run, table.data),
             "groups": _groups(table.columns),
             "charts": report_charts.charts(run, table.data) + report_scores.charts(run, table.data),
             "faces": pictures.face_rows(run, table.data),

@@ -247,6 +247,13 @@ def summary(run: Run, data: str) -> list[Sentence]:
     return [_sentence(run, method, data) for method in run.methods_of(data)]
 
 
+def strangers(run: Run, data: str) -> str:
+    """How often each judge takes two people of this data set for one; empty where that was not measured."""
+    found = {f.judge: f for method in run.methods_of(data) for f in run.pick(method, data, "original", "fmr")}
+    told = ", ".join(f"{_share(figure)} of pairs by {judge}" for judge, figure in sorted(found.items()))
+    return f"Two different people of this data set are taken for one in {told}." if told else ""
+
+
 def _sentence(run: Run, method: str, data: str) -> Sentence:
     if why := run.failures.get((method, data)):
         return Sentence(method, f"failed: {why}", failed=True)
@@ -332,6 +339,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
     """Where the figures come from, as pairs of a name and a text; what the run does not say is left out."""
     info, first = run.info, run.lines[0] if run.lines else None
     seconds, size = info.get("seconds"), info.get("size")
+    spent = sum(row.get("spent") or 0 for row in info["rows"])
     told = {
         "run": info.get("name"),
         "command": info.get("command"),
@@ -341,6 +349,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         "compared at": f"{size} × {size} pixels" if size else None,
         "started": info.get("started"),
         "took": None if seconds is None else duration(seconds),
+        "hiding, opening and judging took, over all runs": duration(spent) if spent else None,
         "versions": ", ".join(f"{name} {word}" for name, word in info.get("versions", {}).items()),
     }
     lines = [(name, str(word)) for name, word in told.items() if word not in (None, "")]

@@ -11,7 +11,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 METRICS = (
-    *("tar@far=1e-3", "tar_worst_bit", "similarity", "rank1", "id_distance"),
+    *("tar@far=1e-3", "fmr", "tar_worst_bit", "similarity", "rank1", "id_distance"),
     *(
         "psnr",
         "ssim",
@@ -45,7 +45,7 @@ METRICS = (
 OWN = "x_"
 """Begins the name of a figure that is not of the protocol, of somebody's own metric."""
 
-LEGS = ("anonymized", "recovered", "wrongly_recovered", "inverted", "attacked")
+LEGS = ("original", "anonymized", "recovered", "wrongly_recovered", "inverted", "attacked")
 """Which picture is measured."""
 
 REFERENCES = ("same-image", "other-image", "other-key")
@@ -76,7 +76,7 @@ IDENTITY_METRICS = frozenset({"tar@far=1e-3", "tar_worst_bit", "similarity", "ra
 """Figures that mean nothing without a judge and a reference."""
 
 SHARES = frozenset(
-    {"tar@far=1e-3", "tar_worst_bit", "rank1", "bit_exact", "diversity", "detected", "tar_gap", "detected_gap"}
+    {"tar@far=1e-3", "fmr", "tar_worst_bit", "rank1", "bit_exact", "diversity", "detected", "tar_gap", "detected_gap"}
     | {"known_plaintext@N", "known_person", "inverter_tar", "adaptive_tar"}
     | {"expression_agree", "eyes_agree", "gender_agree", "attribute_agree"}
 )

@@ -92,7 +92,7 @@ def test_every_method_on_every_data_set_ends_in_a_table(tmp_path):
     figures = read_results(tmp_path / "out" / "results.jsonl")
     assert {f.method for f in figures} == {"blur", "SDN"}
     assert {f.leg for f in figures if f.method == "SDN"} >= {"anonymized", "recovered", "wrongly_recovered"}
-    assert {f.leg for f in figures if f.method == "blur"} <= {"anonymized", None}
+    assert {f.leg for f in figures if f.method == "blur"} <= {"original", "anonymized", None}
     kept = [f for f in figures if f.metric == "gender_agree" and f.method == "SDN"]
     assert {f.leg: f.n for f in kept} == {"anonymized": 6, "recovered": 6, "wrongly_recovered": 6}
     gaps = [f for f in figures if f.metric == "tar_gap" and f.method == "SDN"]
@@ -306,6 +306,20 @@ def test_recovery_sees_files_and_header_only(tmp_path):
     assert len({(folder / "000000.png").read_bytes() for folder in opened}) == 4
     header = (tmp_path / "header.json").read_text()
     assert "a test" not in header
+
+
+@pytest.mark.parametrize("carrier", ["jpeg75", "noise1", "half", "png"])
+def test_another_file_of_the_same_faces_is_the_picture_encoded_anew(tmp_path, monkeypatch, carrier):
+    method, faces = SDN(size=64, width=8, key_bits=8, identities=16).eval(), NoiseFaces(count=4).whole()
+    png, anew, encoded = (tmp_path / name for name in ("png", "anew", "encoded"))
+    for folder, file in ((png, "png"), (anew, carrier)):
+        hide_into(folder, method, [faces], Secret("one"), 0, file)
+    monkeypatch.setattr(method, "anonymize", lambda face, key: pytest.fail("made again"))
+    hide_into(encoded, method, [faces], Secret("one"), 0, carrier, png=png)
+    files = [file.relative_to(anew) for file in anew.rglob("0*")]
+    assert len(files) == 8
+    assert {file.parts[0] for file in files} == {"anonymized", "other"}
+    assert all((encoded / file).read_bytes() == (anew / file).read_bytes() for file in files)
 
 
 def test_a_stopped_exchange_goes_on_where_it_was(tmp_path, monkeypatch):

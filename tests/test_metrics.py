@@ -126,6 +126,24 @@ def test_rank1_of_other_images_leaves_the_very_picture_out():
     assert values["anonymized/rank1/other-image"] == 0.5
 
 
+def test_false_matches_are_the_share_of_strangers_pairs_accepted():
+    # Person 0's two pictures meet one stranger each way; only (0, 2) look alike.
+    originals = pictures([[1, 0, 0, 0], [0, 1, 0, 0], [0.8, 0, 0.6, 0], [0, 0, 0, 1]])
+    metric = IdentityScores(FakeJudge(), threshold=0.5)
+    metric.update(round_trip([0, 0, 1, 2], original=originals, anonymized=originals))
+    (found,) = [figure for figure in metric.figures() if figure.metric == "fmr"]
+    # of strangers, face 0 meets 1 of 2 as its own, face 1 none of 2, face 2 1 of 3, face 3 none of 3
+    assert found.value == pytest.approx((1 / 2 + 0 + 1 / 3 + 0) / 4)
+    assert (found.leg, found.reference, found.threshold, found.n) == ("original", None, 0.5, 4)
+
+
+def test_one_person_alone_has_no_false_matches():
+    metric = IdentityScores(FakeJudge(), threshold=0.5)
+    metric.update(round_trip([0, 0], original=pictures(E[:2]), anonymized=pictures(E[:2])))
+    (found,) = [figure for figure in metric.figures() if figure.metric == "fmr"]
+    assert (found.value, found.why) == (None, "only one person")
+
+
 def test_without_labels_nobody_is_ranked():
     metric = IdentityScores(FakeJudge(), threshold=0.5)
     metric.update(round_trip([0, 0], original=pictures(E[:2]), anonymized=pictures(E[:2])))
@@ -145,7 +163,7 @@ def test_a_set_of_single_pictures_has_no_other_image():
 def test_absent_legs_have_no_figures():
     metric = IdentityScores(FakeJudge(), threshold=0.5)
     metric.update(round_trip([0, 1], original=pictures(E[:2]), anonymized=pictures(E[:2])))
-    assert {figure.leg for figure in metric.figures()} == {"anonymized"}
+    assert {figure.leg for figure in metric.figures()} == {"original", "anonymized"}
 
 
 def test_two_metrics_with_their_states_joined_equal_one():

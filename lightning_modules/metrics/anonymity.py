@@ -6,8 +6,20 @@ from lightning_modules.metrics.identity import Embeddings
 from lightning_modules.metrics.measured import Measured
 
 
+def false_matches(faces: Embeddings) -> Measured:
+    """``fmr``: share of pairs of two people's originals that the judge takes for one person (ISO/IEC 19795-1).
+
+    Where the threshold was calibrated on another set, that is not one in a thousand, and it is the floor of every share
+    accepted: a stranger's face would be accepted as often. Its interval resamples one side of the pairs.
+    """
+    strangers = None if faces.threshold is None else faces.meeting("original").strangers
+    if faces.people < 2:
+        return faces.measured("fmr", "original", None, None, why="only one person")
+    return faces.measured("fmr", "original", None, strangers)
+
+
 def anonymity(faces: Embeddings) -> list[Measured]:
-    """Figures of the anonymized leg.
+    """Figures of the anonymized leg, and :func:`false_matches`.
 
     - ``tar@far=1e-3``: share still accepted as the original person, against the very picture and against that
       person's other pictures (mean over them, people with two or more only).
@@ -21,6 +33,7 @@ def anonymity(faces: Embeddings) -> list[Measured]:
         return []
     meeting = faces.meeting("anonymized")
     figures = faces.acceptance("anonymized", "anonymized")
+    figures.append(false_matches(faces))
     distance = faces.paired("original", "original") - meeting.same
     figures.append(faces.measured("id_distance", "anonymized", "same-image", distance))
     if faces.people < 2:

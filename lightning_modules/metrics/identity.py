@@ -45,6 +45,7 @@ class Meeting(NamedTuple):
         other_accepted: Share of that person's other pictures accepted; nan where there is none.
         rank1: Whether the nearest original, of all, is of that person.
         rank1_other: The same with the very picture left out of the gallery.
+        strangers: Share of all other people's originals accepted; nan where there is nobody else.
     """
 
     same: Float[Tensor, " n"]
@@ -52,6 +53,7 @@ class Meeting(NamedTuple):
     other_accepted: Float[Tensor, " n"]
     rank1: Bool[Tensor, " n"]
     rank1_other: Bool[Tensor, " n"]
+    strangers: Float[Tensor, " n"]
 
 
 class Embeddings:
@@ -83,7 +85,7 @@ class Embeddings:
         self,
         metric: str,
         leg: str,
-        reference: str,
+        reference: str | None,
         values: Tensor | None,
         key: str = "right",
         why: str = f"fewer than {round(1 / FAR)} pairs of strangers to calibrate on",
@@ -93,7 +95,7 @@ class Embeddings:
             *(metric, leg, None, None, reference, key),
             judge=self.judge.name,
             judge_weights=self.judge.weights,
-            threshold=self.threshold if metric in ("tar@far=1e-3", "diversity", "tar_worst_bit") else None,
+            threshold=self.threshold if metric in ("tar@far=1e-3", "fmr", "diversity", "tar_worst_bit") else None,
         )
         if values is None:
             return figure._replace(why=why)
@@ -148,15 +150,17 @@ class Embeddings:
             similarity = self.judge.similarity(embeddings[block], everyone)
             own = block[:, None] == torch.arange(len(person))
             others = (person[block][:, None] == person) & ~own
-            count = others.sum(1)  # 0 gives nan below: nothing to compare with
-            accepted = (similarity > (torch.inf if self.threshold is None else self.threshold)) & others
+            accepted = similarity > (torch.inf if self.threshold is None else self.threshold)
+            strangers = person[block][:, None] != person
+            count = others.sum(1)  # 0 gives nan below, as no stranger does: nothing to compare with
             rows.append(
                 (
                     similarity[own],
                     similarity.masked_fill(~others, 0).sum(1) / count,
-                    accepted.sum(1) / count,
+                    (accepted & others).sum(1) / count,
                     person[similarity.argmax(1)] == person[block],
                     person[similarity.masked_fill(own, -torch.inf).argmax(1)] == person[block],
+                    (accepted & strangers).sum(1) / strangers.sum(1),
                 )
             )
         return Meeting(*(torch.cat(column) for column in zip(*rows, strict=True)))
