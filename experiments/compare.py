@@ -247,38 +247,38 @@ class _Run:
         Files of an earlier run that was stopped are taken as they are, if it was to do the same to the same faces with
         the same tensors and the same code; that of judges and metrics does not count.
         """
-        method = guard.method
+        method, plan = guard.method, self.plan
         png = self.out / "faces" / data / folder_name(name)
         folder = png if carrier == "png" else png.with_name(f"{png.name}@{carrier}")
         made_by = f"{making} {guard.tensors} {faces.digest}"
         keep_if(folder, made_by)
         known = png if carrier != "png" and is_made_by(png, made_by) else None
-        others, tries = (self.plan.other_keys, self.plan.wrong_keys) if carrier == "png" else (1, 1)
-        curve = self.plan.sensitivity and carrier == "png"
-        seed = self.plan.seed
+        others, tries = (plan.other_keys, plan.wrong_keys) if carrier == "png" else (1, 1)
+        curve = plan.sensitivity and carrier == "png"
         with self._bar(f"hiding, {carrier}", faces.count) as tell:
-            hiding = hide_into(folder, method, faces, comparison_secret(seed), seed, carrier, others, tell, known)
+            secret = comparison_secret(plan.seed)
+            hiding = hide_into(folder, method, faces, secret, plan.seed, carrier, others, tell, known, plan.opened)
         guard.unchanged()
         opening = None
-        if method.reversible:
+        if method.reversible and plan.opened:
             with self._bar(f"opening, {carrier}", faces.count) as tell:
-                opening = recover_elsewhere(folder, spec, method, seed, tries, since, tell, curve, self.plan.batch_size)
+                opening = recover_elsewhere(folder, spec, method, plan.seed, tries, since, tell, curve, plan.batch_size)
         near = "cosine-0.9" if method.key_spec.kind == "normal" else "one-bit"
         metrics: list[RoundTripMetric] = [PictureQuality(tuple(PERCEPTUAL), near)]
         groups = Groups() if carrier == "png" else None
         judged = self._judged(near, groups)
         metrics += judged
-        metrics += [build(RoundTripMetric, found, f"metric {n!r}") for n, found in self.plan.metrics.items()]
+        metrics += [build(RoundTripMetric, found, f"metric {n!r}") for n, found in plan.metrics.items()]
         if carrier == "png":
-            used = () if self.plan.allow_loss_judges else method.loss_networks
+            used = () if plan.allow_loss_judges else method.loss_networks
             metrics += [FacesDetected(default_detector(), groups), Pollution(), FaceAttributes(used), Realism()]
         nearby: dict[str, list[IdentityScores]] = {}
-        guard.judge(read_trip(folder, batch, self.plan.size) for batch in faces)
+        guard.judge(read_trip(folder, batch, plan.size) for batch in faces)
         judging = Speed()
         with self._bar(f"judging, {carrier}", faces.count) as tell:
             for batch in faces:
-                trip = read_trip(folder, batch, self.plan.size)
-                near_trips = nearby_trips(folder, batch, self.plan.size) if curve else {}
+                trip = read_trip(folder, batch, plan.size)
+                near_trips = nearby_trips(folder, batch, plan.size) if curve else {}
                 with judging.timed(len(batch.image)):
                     for metric in metrics:
                         metric.update(trip)
@@ -289,7 +289,7 @@ class _Run:
         with judging.timed():
             figures = [figure for metric in sum(nearby.values(), metrics) for figure in metric.figures()]
         judging.keep(folder / "judging.json")
-        first = carrier == self.plan.carriers[0]  # originals are the same in every file
+        first = carrier == plan.carriers[0]  # originals are the same in every file
         figures = [dataclasses.replace(f, carrier=carrier) for f in figures if first or f.leg != "original"]
         if carrier == "png":
             for leg, speed in (("anonymized", hiding), ("recovered", opening)):
@@ -321,7 +321,7 @@ class _Run:
         plan = dataclasses.asdict(self.plan)
         made = [spec, plan["data"][data]]
         told = {
-            **{key: plan[key] for key in ("faces", "other_keys", "wrong_keys", "seed")},
+            **{key: plan[key] for key in ("faces", "other_keys", "wrong_keys", "opened", "seed")},
             "data": plan["data"][data],
             "pixels": faces.digest,
             "method": spec,

@@ -26,6 +26,8 @@ class Comparison:
         wrong_keys: Random wrong keys that each face's PNG is opened with, and as many nearly right ones; other
             formats are with one.
         sensitivity: Open each face's PNG also with keys at several distances from the right one, for a curve.
+        opened: Recover too, and invert. Without, anonymized faces alone are measured, which is less work where a method
+            takes long.
         metrics: Name → class of a :class:`~lightning_modules.metrics.measured.RoundTripMetric` to measure beside the
             others.
         batch_size: Faces at a time.
@@ -43,6 +45,7 @@ class Comparison:
     other_keys: int = 1
     wrong_keys: int = 8
     sensitivity: bool = False
+    opened: bool = True
     batch_size: int = 8
     seed: int = 0
     allow_loss_judges: bool = False

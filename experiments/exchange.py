@@ -37,13 +37,14 @@ def hide_into(
     other_keys: int = 1,
     tell: Callable[[int], None] = lambda done: None,
     png: Path | None = None,
+    invert: bool = True,
 ) -> Speed:
     """Anonymize faces into ``folder``: one file a face, and ``header.json``, which is all that recovery gets.
 
-    Faces are also hidden under other keys (``other/``, ``other-2/`` …), for diversity, and inverted where the method
-    can. Pictures that lie there already are left as they are, so that a run goes on where it was stopped. Where the
-    very same pictures lie as PNG in the folder ``png``, they are encoded anew instead of made anew: every carrier
-    begins with 8-bit pixels, so that is the same. After each batch ``tell`` hears how many faces are done.
+    Faces are also hidden under other keys (``other/``, ``other-2/`` …), for diversity, and inverted (with ``invert``)
+    where the method can. Pictures that lie there already are left as they are, so that a run goes on where it was
+    stopped. Where the very same pictures lie as PNG in the folder ``png``, they are encoded anew instead of made anew:
+    every carrier begins with 8-bit pixels, so that is the same. After each batch ``tell`` hears how many are done.
 
     Returns:
         Faces anonymized, and the seconds that took over all runs, without keys and files.
@@ -70,7 +71,8 @@ def hide_into(
                 hide = partial(speed.of, method.anonymize, face, _numbers(method, draw, batch.sample), method.size)
                 _fill(folder / leg, batch.sample, carrier, hide, png and png / leg)
                 speed.keep(folder / "hiding.json")
-            _fill(folder / "inverted", batch.sample, "png", partial(method.invert, face), png and png / "inverted")
+            if invert:
+                _fill(folder / "inverted", batch.sample, "png", partial(method.invert, face), png and png / "inverted")
         attributes |= dict(zip(batch.sample.tolist(), batch.attributes[:, : method.attributes].tolist(), strict=True))
         tell(done := done + len(batch.image))
     described = {"header": header.to_dict(), "carrier": carrier, "attributes": attributes}

@@ -106,6 +106,18 @@ def test_every_method_on_every_data_set_ends_in_a_table(tmp_path):
         assert (tmp_path / "out" / name).stat().st_size > 100
 
 
+def test_without_opening_anonymized_faces_alone_are_measured(tmp_path):
+    methods = {"SDN": json.loads(write(tmp_path / "c.yaml").read_text())["methods"]["SDN"]}
+    assert compare(write(tmp_path / "c.yaml", opened=False, methods=methods), tmp_path / "out") == 0
+    figures = [f for f in read_results(tmp_path / "out" / "results.jsonl") if f.value is not None]
+    assert {f.leg for f in figures} == {"original", "anonymized", None}
+    assert "diversity" in {f.metric for f in figures}
+    assert {f.name for f in (tmp_path / "out" / "faces" / "noise" / "SDN").iterdir() if f.is_dir()} == {
+        "anonymized",
+        "other",
+    }
+
+
 def test_scores_keys_nearby_and_hashes_of_the_faces_are_kept(tmp_path):
     config = write(tmp_path / "c.yaml", sensitivity=True, wrong_keys=2)
     assert compare(config, tmp_path / "out") == 0
