@@ -83,6 +83,7 @@ def verbs() -> dict[str, Any]:
         benchmark,
         compare,
         convert,
+        curves,
         data,
         edits,
         export,
@@ -117,6 +118,7 @@ def verbs() -> dict[str, Any]:
         "grid": grids.grid,
         "edit": edits.edit,
         "limits": limits.limits,
+        "curves": curves.curves,
         "benchmark": benchmark.benchmark,
         "weights": {
             "_help": "Frozen networks by card, and our own trained weights.",
@@ -201,8 +203,9 @@ def _run(arguments: list[str]) -> int:
         options = [word for word in arguments[2:] if word.startswith("-")]
         names = [word for word in arguments[2:] if not word.startswith("-")]
         arguments = [*arguments[:2], *options, *([f"--names=[{','.join(names)}]"] if names else [])]
-    if arguments[:1] in (["anonymize"], ["recover"], ["rekey"]):
-        arguments = [arguments[0], *_gather_paths(arguments[1:])]
+    if arguments[:1] in (["anonymize"], ["recover"], ["rekey"], ["curves"]):
+        option = "runs" if arguments[0] == "curves" else "paths"
+        arguments = [arguments[0], *_gather_paths(arguments[1:], option)]
     from jsonargparse import auto_cli
 
     arguments = [*itertools.starmap(_switch, itertools.pairwise([*arguments, ""]))]
@@ -216,7 +219,7 @@ def _run(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _gather_paths(words: list[str]) -> list[str]:
+def _gather_paths(words: list[str], option: str) -> list[str]:
     """``A B --out DIR``: words that belong to no option are paths; ``-`` and ``_`` in an option's name are one.
 
     Raises:
@@ -242,7 +245,7 @@ def _gather_paths(words: list[str]) -> list[str]:
         if not equals and name not in (*SWITCHES, "--help", "-h") and words:
             options.append(words.pop(0))
     # JSON, so that no name is taken apart or for anything but text
-    return [*options, *([f"--paths={json.dumps(paths, ensure_ascii=False)}"] if paths else [])]
+    return [*options, *([f"--{option}={json.dumps(paths, ensure_ascii=False)}"] if paths else [])]
 
 
 def _switch(word: str, following: str) -> str:

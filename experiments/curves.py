@@ -1,0 +1,131 @@
+"""``keyveil curves``: what a training logged, against its steps; stages in a row, resumed ones put together."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from datamodules.files import write_whole
+
+PANELS = 3  # in a row
+
+
+class Stage(NamedTuple):
+    """What one training logged.
+
+    Attributes:
+        name: Of its folder.
+        points: Logged name → step → value.
+    """
+
+    name: str
+    points: dict[str, dict[int, float]]
+
+    @property
+    def last(self) -> int:
+        """Its last step."""
+        return max(step for values in self.points.values() for step in values)
+
+
+def curves(runs: Sequence[Path] = (), out: Path = Path("curves.png"), of: list[str] | None = None) -> None:
+    """Draw what trainings logged: `keyveil curves runs/a runs/b --out curves.png`, and a CSV of the same.
+
+    Args:
+        runs: Folders of trainings, as plain words, in the order in which they followed one another (the stages of a
+            recipe): each with the metrics.csv of Lightning's CSVLogger somewhere below. Of several, as of a run that
+            went on, a later one counts from where it begins.
+        out: The .png file to write.
+        of: Logged names, as train/reconstruct; by default all that more than one step logged.
+
+    Raises:
+        FileNotFoundError: If a folder holds no log.
+        ValueError: If there is no folder, a log is none, a name was not logged, or `out` is no .png file.
+    """
+    if out.suffix != ".png":
+        raise ValueError(f"curves are drawn into a .png file, got {out}")
+    if not runs:
+        raise ValueError("curves takes the folders of one training or more: keyveil curves runs/NAME --out curves.png")
+    stages = [read_stage(Path(run)) for run in runs]
+    logged = sorted({name for stage in stages for name, values in stage.points.items() if len(values) > 1})
+    if missing := [name for name in of or [] if name not in logged]:
+        raise ValueError(f"{missing[0]!r} was not logged; there are {', '.join(logged)}")
+    lines = rows(stages, of or logged)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerows([("stage", "figure", "step", "step of all", "value"), *lines])
+    picture = io.BytesIO()
+    draw(lines).savefig(picture, format="png", dpi=110)
+    write_whole(out.with_suffix(".csv"), table.getvalue())
+    write_whole(out, picture.getvalue())
+    print(out)
+
+
+def read_stage(run: Path) -> Stage:
+    """Every log below a folder, put together.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If a file is not what Lightning's CSVLogger writes, or holds no number.
+    """
+    files = sorted(run.rglob("metrics.csv"), key=lambda file: (file.stat().st_mtime_ns, file))
+    if not files:
+        raise FileNotFoundError(f"{run} holds no metrics.csv: give the folder of a training")
+    points: dict[str, dict[int, float]] = {}
+    for file in files:
+        with file.open(newline="", encoding="utf-8") as lines:
+            found = list(csv.DictReader(lines))
+        if not found:
+            continue
+        try:
+            begins = min(int(line["step"]) for line in found)
+            for values in points.values():  # what a run that went on did again
+                for step in [step for step in values if step >= begins]:
+                    del values[step]
+            for line in found:
+                for name, word in line.items():
+                    if name not in ("step", "epoch") and word and math.isfinite(value := float(word)):
+                        points.setdefault(name, {})[int(line["step"])] = value
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file} is not what Lightning's CSVLogger writes ({error})") from error
+    if not any(points.values()):
+        raise ValueError(f"{run} logged no number")
+    return Stage(run.name, points)
+
+
+def rows(stages: list[Stage], names: list[str]) -> list[tuple[str, str, int, int, float]]:
+    """Stage, figure, step of the stage, step since the first stage began, and value."""
+    found, before = [], 0
+    for stage in stages:
+        for name in names:
+            values = sorted(stage.points.get(name, {}).items())
+            found += [(stage.name, name, step, before + step, value) for step, value in values]
+        before += stage.last + 1
+    return found
+
+
+def draw(lines: list[tuple[str, str, int, int, float]]) -> Figure:
+    """A panel a figure, a colour a stage."""
+    names = list(dict.fromkeys(line[1] for line in lines))
+    stages = list(dict.fromkeys(line[0] for line in lines))
+    across = min(PANELS, len(names))
+    down = math.ceil(len(names) / across)
+    figure = Figure(figsize=(4.2 * across, 2.8 * down + 0.4), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for axes, name in zip(panels, names, strict=False):
+        for at, stage in enumerate(stages):
+            shown = [line for line in lines if line[:2] == (stage, name)]
+            axes.plot([line[3] for line in shown], [line[4] for line in shown], color=f"C{at}", label=stage, lw=1.2)
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.set_xlabel("step", fontsize=8)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(stages), fontsize=8)
+    return figure
