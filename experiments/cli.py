@@ -91,6 +91,7 @@ def verbs() -> dict[str, Any]:
         grids,
         judges,
         limits,
+        photo_trips,
         photos,
         recipe,
         rekey,
@@ -133,6 +134,7 @@ def verbs() -> dict[str, Any]:
             "_help": "The recognisers that only measure.",
             "verify": judges.lfw_view2,
             "calibrate": judges.calibrate_all,
+            "photos": photo_trips.photos,
         },
         "data": {
             "_help": "Faces and their labels.",

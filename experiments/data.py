@@ -81,7 +81,7 @@ def label(
         limit: Label only the first pictures; by default all.
         device: Where the gender and age network runs.
     """
-    faces = _source(data, root)
+    faces = source_of(data, root)
     pictures = faces.pictures[:limit]
     aligned = AlignedFaces(aligned_faces(faces, pictures, SIZE))
     names = ["pseudo_male", "pseudo_young", "pseudo_mouth_open", "male_probability", "age", "mouth_gap"]
@@ -132,7 +132,7 @@ def overlap(
         device: Where the identity network runs.
     """
     network = MobileFaceNet().to(device)
-    train, test = (FaceDataModule(_source(*told), SIZE, 32, 0) for told in ((data, root), (against, against_root)))
+    train, test = (FaceDataModule(source_of(*told), SIZE, 32, 0) for told in ((data, root), (against, against_root)))
     codes, identity = gallery_codes(train, network)
     batches = track(test.test_dataloader(), f"test faces of {against}")
     with torch.inference_mode():
@@ -156,7 +156,13 @@ def overlap(
     Console().print(f"{compared} listed in {out}", soft_wrap=True)
 
 
-def _source(data: str, root: str | None) -> FaceSource:
+def source_of(data: str, root: str | None) -> FaceSource:
+    """A data set by its name on the command line.
+
+    Raises:
+        ValueError: There is no such name.
+        FileNotFoundError: There is no copy of it.
+    """
     sources = {
         "lfw": lambda: LFW(root),
         "orl": lambda: ORL(root),
