@@ -1,4 +1,4 @@
-"""Comparisons for ``keyveil benchmark``: what they cost beside methods and judges, and how their memory grows."""
+"""Comparisons and folders of photos for ``keyveil benchmark``: what they cost beside networks, and how memory grows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import io
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import lightning as L
 import torch
@@ -16,8 +18,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batch import FaceBatch, face_batch
+from datamodules.detection import default_detector
+from experiments.anonymizing import Hiding
 from experiments.compare import compare
-from experiments.exchange import Speed
+from experiments.exchange import Speed, comparison_secret
+from experiments.photo_trips import originals
+from experiments.photos import Running, anonymize_files, load_photo_method
+from lightning_modules.judges import OwnNetwork
+from lightning_modules.trained import weights_hash
 
 
 class NoiseFaces(L.LightningDataModule):
@@ -84,3 +92,60 @@ class TimedComparison:
                 raise RuntimeError(said.getvalue())
             parts = [Speed.so_far(file).seconds for file in out.glob("faces/*/*/*ing.json")]
         self.overhead = seconds / sum(parts)
+
+
+class TimedPhotos:
+    """``keyveil anonymize`` on whole pictures of a data set's test people, into a folder that is thrown away.
+
+    Args:
+        method: As of ``keyveil anonymize``.
+        data: As of ``keyveil judges photos``.
+        faces: How many pictures.
+        root: Where the data lies; by default the usual places.
+
+    Attributes:
+        overhead: Of the last run, its wall time over the seconds of its networks.
+
+    Raises:
+        FileNotFoundError: The data set is not there.
+        RuntimeError: On a call, if a picture could not be done.
+    """
+
+    def __init__(self, method: str, data: str, faces: int, root: str | None = None) -> None:
+        self.network, self.name = load_photo_method(method, None, None, "cpu")
+        self.detector, self.gate = type(default_detector()), OwnNetwork
+        self.place = tempfile.TemporaryDirectory(prefix="keyveil-")
+        self.pictures = originals(Path(self.place.name) / "original", data, root, faces)
+        self.overhead = float("nan")
+
+    def __call__(self) -> None:
+        """Run it; networks are the method, the detector and the recogniser of the check."""
+        hash_, size = weights_hash(self.network), self.network.size
+        hiding = Hiding(self.name, hash_, size, "verify", "none", "picture", "all", "fail", False, None)
+        speed, out = Speed(), Path(self.place.name) / "safe"
+        running = Running(4, "cpu", 1, False, 2)
+        with (
+            contextlib.redirect_stderr(io.StringIO()) as said,
+            _clocked(type(self.network), "anonymize", speed),
+            _clocked(self.detector, "detect", speed),
+            _clocked(self.gate, "embed", speed),
+        ):
+            began = time.perf_counter()
+            failed = anonymize_files(self.pictures, out, self.network, hiding, comparison_secret(0), running)
+            seconds = time.perf_counter() - began
+        if failed:
+            raise RuntimeError(said.getvalue())
+        self.overhead = seconds / speed.seconds
+
+
+@contextlib.contextmanager
+def _clocked(kind: type, verb: str, speed: Speed) -> Iterator[None]:
+    """Every call of a method of a class is counted."""
+    real = getattr(kind, verb)
+
+    def clocked(*words: Any, **named: Any) -> Any:
+        with speed.timed():
+            return real(*words, **named)
+
+    with patch.object(kind, verb, clocked):
+        yield

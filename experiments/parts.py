@@ -28,6 +28,8 @@ from lightning_modules.networks.recognizers import MobileFaceNet
 from lightning_modules.networks.stylegan import MobileStyleGAN
 from lightning_modules.sdn.networks import Decoder, Encoder, Factors
 
+SMALL_SDN = {"size": 64, "width": 24, "discriminator_width": 48, "attributes": 3, "identities": 8400}  # of card sdn
+
 
 @dataclass(frozen=True)
 class Work:
@@ -174,27 +176,39 @@ def _detection() -> Part:
     return Part(build, 250)
 
 
-def _overhead() -> Part:
-    """The right key and eight wrong ones on the test faces of ORL, by a method that is small and quick."""
+def _overhead(faces: str, count: int, size: int, method: dict[str, int], weights: str | None = None) -> Part:
+    """The right key and eight wrong ones on the test faces of a data set, by a method that is quick."""
 
     def build(_: torch.device) -> Work:
         from experiments.comparing import TimedComparison  # not at the top: other parts have no use for it
 
         FaceRes()  # without its weights there is no comparison
-        data = {"faces": {"class_path": "datamodules.datasets.ORL"}, "size": 128, "num_workers": 0}
+        data = {"faces": {"class_path": f"datamodules.datasets.{faces}"}, "size": size, "num_workers": 0}
         run = TimedComparison(
             {
-                "size": 128,
-                "faces": 40,
+                "size": size,
+                "faces": count,
                 "wrong_keys": 8,
                 "judges": {"faceres": {"class_path": "lightning_modules.judges.FaceRes"}},
-                "data": {"orl": {"class_path": "datamodules.faces.FaceDataModule", "init_args": data}},
-                "methods": {"SDN": {"config": "configs/method/sdn.yaml"}},
+                "data": {"faces": {"class_path": "datamodules.faces.FaceDataModule", "init_args": data}},
+                "methods": {"SDN": {"config": "configs/method/sdn.yaml", "init_args": method, "weights": weights}},
             }
         )
-        return Work(run, 40, torch=False, once=True, overhead=lambda: run.overhead)
+        return Work(run, count, torch=False, once=True, overhead=lambda: run.overhead)
 
-    return Part(build, 128)
+    return Part(build, size)
+
+
+def _photos(method: str, count: int) -> Part:
+    """Whole pictures of LFW's test people through ``keyveil anonymize``."""
+
+    def build(_: torch.device) -> Work:
+        from experiments.comparing import TimedPhotos  # not at the top: other parts have no use for it
+
+        run = TimedPhotos(method, "lfw", count)
+        return Work(run, count, torch=False, once=True, overhead=lambda: run.overhead)
+
+    return Part(build, 250)
 
 
 def _comparison(faces: int, size: int = 64) -> Part:
@@ -242,8 +256,11 @@ PARTS: dict[str, Part] = {
     "read-and-align": _reading(),
     "cached-faces-128": _loading(),
     "detect": _detection(),
-    "compare-overhead": _overhead(),
+    "compare-overhead": _overhead("ORL", 40, 128, {}),
+    "compare-lfw-1000": _overhead("LFW", 1000, 128, SMALL_SDN, "sdn"),
     "compare-100": _comparison(100),
     "compare-1000": _comparison(1000),
+    "photos-sdn-200": _photos("sdn", 200),
+    "photos-ifadit-200": _photos("ifadit", 200),
 }
 """Every part by its name; ``-x4`` handles four faces a call. The others are compared with the first."""

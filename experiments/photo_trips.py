@@ -95,7 +95,7 @@ def photos(
     if not network.reversible:
         raise ValueError(f"{method} cannot recover, so there is nothing to measure")
     asked = [make_judge(word) for word in judges]
-    pictures = _originals(out / "original", data, root, faces)
+    pictures = originals(out / "original", data, root, faces)
     steps = getattr(network, "refine", None)
     hiding = Hiding(
         name, weights_hash(network), network.size, "verify", "none", "picture", "largest", "fail", False, steps
@@ -147,7 +147,7 @@ def photos(
     return code
 
 
-def _originals(folder: Path, data: str, root: str | None, faces: int) -> list[Found]:
+def originals(folder: Path, data: str, root: str | None, faces: int) -> list[Found]:
     """The first picture of each of some test people, as PNG files."""
     source = source_of(data, root)
     first = {picture.person: picture for picture in reversed(source.pictures) if split_of(picture.person) == "test"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,12 @@ from PIL import Image
 from torch.nn import functional as F
 from toy_photos import ToyDetector, ToyJudge, draw_alike, picture
 
-from datamodules.splits import split_of
 from experiments.cli import main
+from experiments.comparing import TimedPhotos
 from lightning_modules.calibration import Calibration
 from lightning_modules.callbacks.paste_back import Gate
 from lightning_modules.keys import Cost
 from lightning_modules.protocol import read_results
-
-TESTED = [name for name in map(str, range(100)) if split_of(f"{name}.png") == "test"][:4]
 
 
 class Judge(ToyJudge):
@@ -81,3 +80,10 @@ def test_a_method_that_cannot_recover_is_refused(capsys):
     Path("once.yaml").write_text("model: {class_path: lightning_modules.baselines.obscure.Blur}")
     assert trips(method="once.yaml") == 1
     assert "cannot recover" in capsys.readouterr().err
+
+
+def test_the_overhead_of_photos_is_what_is_left_beside_networks(monkeypatch):
+    monkeypatch.setattr("experiments.comparing.default_detector", ToyDetector)
+    run = TimedPhotos("toy.yaml", "pictures", 4, "people")
+    run()
+    assert 1 < run.overhead < math.inf
