@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from datamodules.alignment import warp
-from datamodules.detection import Detector
+from datamodules.detection import Detector, overlap
 from datamodules.photos import Place, look_for_places
 
 CLOSE = 0.3  # least overlap (IoU) of a face with where its track was last
@@ -241,15 +241,15 @@ def follow(path: Path, detector: Detector, size: int) -> list[Track]:
         alive = [track for track in tracks if frame.index - track.last <= longest]
         pairs = sorted(
             (
-                (_overlap(track.places[track.last].box, place.box), t, f)
+                (overlap(track.places[track.last].box, place.box), t, f)
                 for t, track in enumerate(alive)
                 for f, place in enumerate(found)
             ),
             reverse=True,
         )
         taken: set[int] = set()
-        for overlap, t, f in pairs:
-            if overlap >= CLOSE and f not in taken and frame.index not in alive[t].places:
+        for shared, t, f in pairs:
+            if shared >= CLOSE and f not in taken and frame.index not in alive[t].places:
                 alive[t].places[frame.index] = found[f]
                 taken.add(f)
         tracks += [Track({frame.index: place}) for f, place in enumerate(found) if f not in taken]
@@ -268,13 +268,6 @@ def _spans(path: Path) -> tuple[int, int]:
     except av.FFmpegError as error:
         raise ValueError(f"it cannot be read as a clip ({error.strerror})") from error
     return max(1, round(GAP * rate)), max(1, round(EDGE * rate))
-
-
-def _overlap(a: ndarray, b: ndarray) -> float:
-    """Intersection over union of two boxes."""
-    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    inner = float(np.prod(sides.clip(0)))
-    return inner / float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - inner)
 
 
 def _filled(places: dict[int, Place]) -> dict[int, Place]:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from numpy import ndarray
 
 from lightning_modules.weights import card, find, locate
@@ -135,6 +135,13 @@ class CenterFace:
 def default_detector() -> Detector:
     """YuNet where its file is found on this machine, otherwise CenterFace."""
     return YuNet() if find("yunet") is not None else CenterFace()
+
+
+def overlap(a: Float[ndarray, " 4"], b: Float[ndarray, " 4"]) -> float:
+    """Intersection over union of two boxes: left, top, right, bottom; 0 where both are empty."""
+    inner = float(np.prod((np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(0)))
+    both = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - inner
+    return inner / both if both > 0 else 0.0
 
 
 def main_face(detections: list[Detection], height: int, width: int) -> Detection | None:

@@ -58,6 +58,7 @@ class OpenPhoto:
         nonces: Each face's nonce; empty until one is drawn or read.
         touched: Left, top, right, bottom of the pixels that each face's paste may change.
         similarity: Of each face to its original, as the method made it and as it will be written.
+        misplaced: Numbers of the faces that are not found where they were any more.
         notes: What its job keeps with it.
     """
 
@@ -69,6 +70,7 @@ class OpenPhoto:
     nonces: list[bytes] = field(default_factory=list)
     touched: list[tuple[int, int, int, int]] = field(default_factory=list)
     similarity: list[tuple[float, float]] = field(default_factory=list)
+    misplaced: list[int] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def row(self, index: int, sample: int) -> FaceBatch:

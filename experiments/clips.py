@@ -227,7 +227,7 @@ class _Clip:
             for frame, opened in waiting:
                 pixels = frame.pixels.copy()
                 for crop, made, place in zip(opened.crops, opened.made, opened.places, strict=True):
-                    put_back(pixels, crop, made, place.matrix, verb == "anonymize" and step.method.reversible)
+                    put_back(pixels, crop, made, place.matrix, verb == "anonymize" and step.method.fine)
                 if gate is not None and opened.places:
                     written = [warp(pixels, place.matrix, step.method.size) for place in opened.places]
                     for nonce, value in zip(opened.nonces, gate.similarity(opened.crops, written), strict=True):

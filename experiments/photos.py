@@ -212,7 +212,7 @@ def anonymize_files(
         turning = Turning(network, running.batch_size, running.accelerator, running.lossless)
         for clip in clips:
             anonymize_clip(clip, job, turning, gate)
-        return _predict(job, pictures, step, PasteBack(gate), running, hiding.keep_metadata)
+        return _predict(job, pictures, step, PasteBack(gate, detector), running, hiding.keep_metadata)
 
 
 def recover(

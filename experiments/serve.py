@@ -250,7 +250,10 @@ def build(desk: Desk) -> Any:
         return desk.recover(files or [], secret, progress)
 
     def results() -> tuple[Any, Any, Any]:
-        said, shown = gr.Markdown(), gr.Gallery(label="Before and after", columns=2, interactive=False)
+        said, shown = (
+            gr.Markdown(),
+            gr.Gallery(label="Before and after", columns=2, object_fit="contain", interactive=False),
+        )
         return shown, gr.File(label="Download", file_count="multiple", interactive=False), said
 
     with gr.Blocks(title="keyveil", analytics_enabled=False) as page:

@@ -85,6 +85,9 @@ class ReversibleAnonymizer(L.LightningModule):
     loss_networks: frozenset[str] = frozenset()
     attributes: int = 0
     """Attributes of a face that are factors beside the key."""
+    fine: bool = False
+    """Whether recovery reads single pixels, so that an anonymized face keeps its finest detail when it is pasted into a
+    picture, at the price of some grain."""
 
     def anonymize(self, face: FaceBatch, key: Tensor) -> Image:
         """Hide the faces under ``key``, one row a face; returns ``(B, 3, size, size)`` in [-1, 1]."""

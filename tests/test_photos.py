@@ -393,6 +393,33 @@ def test_a_face_that_is_still_known_is_hidden_anew():
     assert max(after for e in entries() for _, after in e.get("similarity", [])) <= 0.9
 
 
+class Missing(ToyDetector):
+    """Finds the face of a crop elsewhere, as often as it is asked, after it found it where it is."""
+
+    def __init__(self, times):
+        self.times, self.asked = times, 0
+
+    def detect(self, picture):
+        if picture.shape[:2] != (64, 64):
+            return super().detect(picture)
+        self.asked += 1
+        away = self.asked % 2 == 0 and self.asked <= 2 * self.times
+        box = np.array([0, 0, 9, 9] if away else [16, 16, 48, 48], np.float32)
+        return [Detection(box, 0.9, np.zeros((5, 2), np.float32))]
+
+
+@pytest.mark.parametrize(("times", "tried", "misplaced"), [(0, 1, 0), (1, 2, 0), (9, 4, 1)])
+def test_a_face_that_is_not_where_it_was_gets_another_key(monkeypatch, times, tried, misplaced):
+    detector = Missing(times)
+    monkeypatch.setattr("experiments.photos.default_detector", lambda: detector)
+    monkeypatch.setattr("experiments.photos.Gate", lambda: Gate(ToyJudge(), 1.1))
+    save("in/a.png")
+    assert hide("in") == 0  # it is written all the same: nobody is known in it
+    assert detector.asked == 2 * tried
+    assert entries()[0]["faces"]["misplaced"] == misplaced
+    assert files("safe") == ["a.png", "manifest.jsonl"]
+
+
 def test_a_picture_in_which_a_face_stays_known_is_not_written(capsys):
     save("in/a.png", faces=2)
     assert hide("in", method="untouched.yaml") == 1

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from datamodules.alignment import compose, invert, transform, warp
 from datamodules.batch import FaceBatch
+from datamodules.detection import Detector, overlap
 from datamodules.photos import OpenPhoto, Photos
 from lightning_modules.calibration import load_calibration
 from lightning_modules.carriers import from_pixels, to_pixels
 from lightning_modules.judges import CosineJudge, OwnNetwork
 
 MARGIN = 0.02  # share of the crop's side by which a changed region is widened, and over which its border is soft
+OVERLAP = 0.4  # intersection over union of the boxes of a face before and after, below which it is out of place
 RIM = 0.06  # share of the crop's side over which a paste fades towards the crop's border
 STEPS, STEP, KEPT = 8, 1.5, 0.5  # of back-projection: how often, how far, and how much of the step before
 TRIES = 4  # keys a face is given until nobody is known again
@@ -103,7 +105,8 @@ def put_back(
         crop: What was cut out of it.
         made: What the method made of that.
         matrix: Map from picture pixels to crop pixels.
-        legible: Whether somebody will cut it out again and open it.
+        legible: Whether somebody will cut it out again and read its finest detail. Grain comes with it, the more the
+            less the face is enlarged.
 
     Returns:
         Left, top, right, bottom of the pixels that may have changed; an empty rectangle where none did.
@@ -160,18 +163,21 @@ class PasteBack(BasePredictionWriter):
     """Pastes each picture's faces back when its last one is made, and hands the picture on.
 
     With a gate, each face is cut out of the finished picture again and compared with its original; one that is still
-    taken for it gets another key, up to three times, and then the picture is given up.
+    taken for it gets another key, up to three times, and then the picture is given up. With a detector too, so does one
+    that is no longer found where it was, as where a key asks the generator for more than it can draw; such a picture is
+    written nevertheless, if nobody is known in it.
 
     Args:
         gate: The check; ``None`` for recovery.
+        detector: What looks for faces where they were; ``None`` looks for none.
 
     Attributes:
         failures: At the end, how many pictures could not be done.
     """
 
-    def __init__(self, gate: Gate | None = None) -> None:
+    def __init__(self, gate: Gate | None = None, detector: Detector | None = None) -> None:
         super().__init__("batch")
-        self.gate = gate
+        self.gate, self.detector = gate, detector
         self.failures = 0
 
     def write_on_batch_end(
@@ -205,12 +211,12 @@ class PasteBack(BasePredictionWriter):
         """The picture with its faces, checked."""
         tries = TRIES if getattr(step, "keyed", False) else 1
         known: list[int] = []
-        for _ in range(tries):
-            for index in known:
+        for left in reversed(range(tries)):
+            for index in sorted({*known, *opened.misplaced}):
                 opened.made[index] = self._again(opened, index, photos, step)
             pixels = opened.photo.pixels.copy()
             faces = zip(opened.crops, opened.made, opened.places, strict=True)
-            legible = self.gate is not None and step.method.reversible
+            legible = self.gate is not None and step.method.fine
             opened.touched = [put_back(pixels, crop, made, place.matrix, legible) for crop, made, place in faces]
             if self.gate is None:
                 return pixels
@@ -219,11 +225,19 @@ class PasteBack(BasePredictionWriter):
             after = self.gate.similarity(opened.crops, written)
             opened.similarity = list(zip(before, after, strict=True))
             known = [index for index, value in enumerate(after) if not value <= self.gate.threshold]
-            if not known:
+            seen = zip(opened.crops, written, strict=True)
+            opened.misplaced = [index for index, crops in enumerate(seen) if self._misplaced(*crops)]
+            if not known and not (left and opened.misplaced):
                 return pixels
         told = f"{len(known)} of its {len(opened.places)} faces {'is' if len(known) == 1 else 'are'}"
         often = "once" if tries == 1 else f"with {tries} keys"
         raise StillRecognizedError(f"{told} still recognized, tried {often}, so the picture is not written")
+
+    def _misplaced(self, crop: UInt8[ndarray, "s s 3"], written: UInt8[ndarray, "s s 3"]) -> bool:
+        """Whether a face that is found in a crop is not found there any more."""
+        if self.detector is None or not (before := self.detector.detect(crop)):
+            return False
+        return not any(overlap(before[0].box, after.box) >= OVERLAP for after in self.detector.detect(written))
 
     @staticmethod
     def _again(opened: OpenPhoto, index: int, photos: Photos, step: L.LightningModule) -> UInt8[ndarray, "s s 3"]:

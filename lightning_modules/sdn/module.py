@@ -130,6 +130,8 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         ValueError: If ``size`` is not a multiple of 32 or below 64, or ``jpeg`` or ``near_misses`` is no share.
     """
 
+    fine = True  # the texture
+
     def __init__(
         self,
         size: int = 128,
