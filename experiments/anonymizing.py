@@ -160,7 +160,8 @@ class Anonymizing(PhotoJob):
         more: dict[str, Any] = {"faces": faces, "threshold": self.threshold}
         if self.hiding.mode == "verify":  # in decoy mode they would tell a right guess of the secret from a wrong one
             more["similarity"] = [[round(value, 4) for value in pair] for pair in opened.similarity]
-            more["faces"] = {**faces, "misplaced": len(opened.misplaced)}
+            if opened.misplaced:
+                more["faces"] = {**faces, "misplaced": len(opened.misplaced)}
         try:
             record = self._record(opened).to_json()
         except ValueError as error:  # such as more faces than a record holds
