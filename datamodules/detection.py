@@ -137,9 +137,14 @@ def default_detector() -> Detector:
     return YuNet() if find("yunet") is not None else CenterFace()
 
 
+def intersection(a: Float[ndarray, " 4"], b: Float[ndarray, " 4"]) -> float:
+    """Area that two boxes share: left, top, right, bottom."""
+    return float(np.prod((np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(0)))
+
+
 def overlap(a: Float[ndarray, " 4"], b: Float[ndarray, " 4"]) -> float:
     """Intersection over union of two boxes: left, top, right, bottom; 0 where both are empty."""
-    inner = float(np.prod((np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])).clip(0)))
+    inner = intersection(a, b)
     both = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - inner
     return inner / both if both > 0 else 0.0
 

@@ -20,13 +20,14 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules.alignment import similarity_transform, template, transform, warp
 from datamodules.batch import FaceBatch, face_batch
-from datamodules.detection import Detection, Detector, main_face
+from datamodules.detection import Detection, Detector, intersection, main_face
 from datamodules.photo_files import Found, Photo, read_photo
 
 NEAR, FAR = 320, 1280  # sides to which a picture is brought for the search: for large faces, and for small ones too
 SURE = 0.8  # least score of a face that lies or hangs: pictures turned show detectors more faces than there are
-# Most misfit of its landmarks: CenterFace is up to .96 sure of upright faces that it sees turned, and puts landmarks
-# anywhere. Of 34 LFW faces, upright ones have .04 to .25, the same turned by a quarter or two .30 to .73.
+# Misfit of landmarks beyond which a face is only kept where no other was found: CenterFace is up to .96 sure of upright
+# faces that it sees turned, and puts landmarks anywhere. Of 34 LFW faces, upright ones have .04 to .25, the same turned
+# by a quarter or two .30 to .73.
 ODD = 0.28
 
 
@@ -245,14 +246,20 @@ def find_faces(picture: UInt8[ndarray, "h w 3"], detector: Detector) -> list[Det
     found = _upright(picture, detector)
     for quarters in (1, 2, 3):
         turned = _upright(np.ascontiguousarray(np.rot90(picture, quarters)), detector)
-        sure = [face for face in turned if face.score >= SURE and misfit(face) <= ODD]
-        found += [_turned_back(face, quarters, picture) for face in sure]
+        found += [_turned_back(face, quarters, picture) for face in turned if face.score >= SURE]
     if len(found) < 2:
         return found
     sides = [[*map(float, (*face.box[:2], *(face.box[2:] - face.box[:2])))] for face in found]
     worth = [1 + face.score - min(misfit(face), 1) for face in found]
-    kept = cv2.dnn.NMSBoxes(sides, worth, 0.0, 0.4)
-    return sorted((found[int(i)] for i in np.asarray(kept).reshape(-1)), key=lambda face: -face.score)
+    best = [found[int(i)] for i in np.asarray(cv2.dnn.NMSBoxes(sides, worth, 0.0, 0.4)).reshape(-1)]  # best first
+    kept = [face for at, face in enumerate(best) if misfit(face) <= ODD or not _covered(face, best[:at])]
+    return sorted(kept, key=lambda face: -face.score)
+
+
+def _covered(face: Detection, others: list[Detection]) -> bool:
+    """Whether more than half of a face is that of another."""
+    area = float(np.prod(face.box[2:] - face.box[:2]))
+    return any(intersection(face.box, other.box) > area / 2 for other in others)
 
 
 def misfit(face: Detection) -> float:

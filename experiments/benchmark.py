@@ -55,15 +55,15 @@ def benchmark(
     """Measure the parts one after another, each alone in a process of its own.
 
     A time is the median of ``repeats`` stretches of calls after two calls that warm up; ``low`` and ``high``
-    are the slowest and the fastest stretch, between which, of seven, the true median lies with 98 %. A comparison is
-    timed once; its overhead is its time over that of its methods and judges.
+    are the slowest and the fastest stretch, between which, of seven, the true median lies with 98 %. A comparison and
+    a folder of photos are timed once; their overhead is their time over that of methods and judges, or of networks.
     Arithmetic counts a multiplication and an addition as two, in matrix products and convolutions only.
     Memory is how far the process grew at most over its size before the part was set up; on a GPU, the largest
     allocation.
 
     Args:
         out: Folder for ``results.jsonl`` and ``table.md``; ``None`` writes nothing.
-        parts: Names out of :data:`PARTS`; none means all.
+        parts: Names out of :data:`PARTS`; none means all but those that take a quarter of an hour or more.
         repeats: Timed stretches.
         threads: CPU threads for torch and OpenCV; ``None`` leaves torch's default.
         device: Where torch runs, such as ``cpu`` or ``cuda``.
@@ -79,8 +79,9 @@ def benchmark(
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     threads = threads or torch.get_num_threads()
+    chosen = parts or [name for name, part in PARTS.items() if not part.long]
     figures: list[Figure] = []
-    for name in track(parts or list(PARTS), "measuring", refresh_per_second=0.2):
+    for name in track(chosen, "measuring", refresh_per_second=0.2):
         measured = _alone(name, repeats, threads, device)
         figures += _figures(name, measured, f"threads={threads} device={device}")
     heading = (
@@ -175,7 +176,10 @@ def measure(build: Callable[[torch.device], Work], repeats: int, device: torch.d
         return Measured(why=str(error).splitlines()[0])
     with torch.no_grad():
         if work.once:
-            seconds = [_timed(work.run, device)]
+            try:
+                seconds = [_timed(work.run, device)]
+            except RuntimeError as error:
+                return Measured(why=" ".join(str(error).split()))
         else:
             first = min(_timed(work.run, device), _timed(work.run, device))
             calls = max(1, round(SHORTEST / first))

@@ -88,7 +88,11 @@ def compare(
         return 0
     if fresh and only:
         for name in plan.methods:
-            for kept in (*out.glob(f"parts/*--{folder_name(name)}.json"), *out.glob(f"faces/*/{folder_name(name)}")):
+            for kept in (
+                *out.glob(f"parts/*--{folder_name(name)}.json"),
+                *out.glob(f"faces/*/{folder_name(name)}"),
+                *out.glob(f"faces/*/{folder_name(name)}@*"),
+            ):
                 shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
     elif fresh and out.exists():
         if not (out / "parts").is_dir():
@@ -242,7 +246,8 @@ class _Run:
     ) -> tuple[list[Figure], list[Histogram], float]:
         """Hide the faces into files, open the files with header and secret alone, and judge what is in the files.
 
-        Scores are counted for PNG alone. The last is the seconds that all this took, over all runs of it.
+        Scores are counted for PNG alone. The last is the seconds that the two verbs took, over all runs of it, and
+        the last judging.
 
         Files of an earlier run that was stopped are taken as they are, if it was to do the same to the same faces with
         the same tensors and the same code; that of judges and metrics does not count.
@@ -290,7 +295,11 @@ class _Run:
             figures = [figure for metric in sum(nearby.values(), metrics) for figure in metric.figures()]
         judging.keep(folder / "judging.json")
         first = carrier == plan.carriers[0]  # originals are the same in every file
-        figures = [dataclasses.replace(f, carrier=carrier) for f in figures if first or f.leg != "original"]
+        figures = [
+            dataclasses.replace(f, carrier=None if f.leg == "original" else carrier)
+            for f in figures
+            if first or f.leg != "original"
+        ]
         if carrier == "png":
             for leg, speed in (("anonymized", hiding), ("recovered", opening)):
                 if speed is not None and speed.seconds:

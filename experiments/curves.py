@@ -45,14 +45,23 @@ def curves(runs: Sequence[Path] = (), out: Path = Path("curves.png"), of: list[s
 
     Raises:
         FileNotFoundError: If a folder holds no log.
-        ValueError: If there is no folder, a log is none, a name was not logged, or `out` is no .png file.
+        ValueError: If there is no folder, a log is none, a name was not logged, or `out` is no .png file or its CSV may
+            be a log.
     """
     if out.suffix != ".png":
         raise ValueError(f"curves are drawn into a .png file, got {out}")
     if not runs:
         raise ValueError("curves takes the folders of one training or more: keyveil curves runs/NAME --out curves.png")
-    stages = [read_stage(Path(run)) for run in runs]
+    if out.with_suffix(".csv").exists() and out.stem == "metrics":
+        raise ValueError(f"{out.with_suffix('.csv')} is there already, and may be a training's log: give another name")
+    folders = [Path(run).resolve() for run in runs]
+    several = len({folder.name for folder in folders}) < len(folders)
+    stages = [
+        read_stage(folder, f"{folder.parent.name}/{folder.name}" if several else folder.name) for folder in folders
+    ]
     logged = sorted({name for stage in stages for name, values in stage.points.items() if len(values) > 1})
+    if not logged:
+        raise ValueError("nothing was logged at more than one step, so there is no curve")
     if missing := [name for name in of or [] if name not in logged]:
         raise ValueError(f"{missing[0]!r} was not logged; there are {', '.join(logged)}")
     lines = rows(stages, of or logged)
@@ -66,36 +75,39 @@ def curves(runs: Sequence[Path] = (), out: Path = Path("curves.png"), of: list[s
     print(out)
 
 
-def read_stage(run: Path) -> Stage:
-    """Every log below a folder, put together.
+def read_stage(run: Path, name: str) -> Stage:
+    """Every log below a folder, put together, under a name.
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If a file is not what Lightning's CSVLogger writes, or holds no number.
+        ValueError: If there are those of several stages, a file is not what Lightning's CSVLogger writes, or there is
+            no number.
     """
     files = sorted(run.rglob("metrics.csv"), key=lambda file: (file.stat().st_mtime_ns, file))
     if not files:
         raise FileNotFoundError(f"{run} holds no metrics.csv: give the folder of a training")
+    if len({file.parents[1] for file in files}) > 1:
+        raise ValueError(f"{run} holds several trainings: name their folders one by one, in their order")
     points: dict[str, dict[int, float]] = {}
     for file in files:
-        with file.open(newline="", encoding="utf-8") as lines:
-            found = list(csv.DictReader(lines))
-        if not found:
-            continue
         try:
+            with file.open(newline="", encoding="utf-8") as lines:
+                found = list(csv.DictReader(lines))
+            if not found:
+                continue
             begins = min(int(line["step"]) for line in found)
             for values in points.values():  # what a run that went on did again
                 for step in [step for step in values if step >= begins]:
                     del values[step]
             for line in found:
-                for name, word in line.items():
-                    if name not in ("step", "epoch") and word and math.isfinite(value := float(word)):
-                        points.setdefault(name, {})[int(line["step"])] = value
-        except (KeyError, TypeError, ValueError) as error:
+                for column, word in line.items():
+                    if column not in ("step", "epoch") and word and math.isfinite(value := float(word)):
+                        points.setdefault(column, {})[int(line["step"])] = value
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise ValueError(f"{file} is not what Lightning's CSVLogger writes ({error})") from error
     if not any(points.values()):
         raise ValueError(f"{run} logged no number")
-    return Stage(run.name, points)
+    return Stage(name, points)
 
 
 def rows(stages: list[Stage], names: list[str]) -> list[tuple[str, str, int, int, float]]:

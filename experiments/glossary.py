@@ -22,8 +22,8 @@ GLOSSARY: dict[str, Entry] = {
     ),
     "fmr": Entry(
         "false matches",
-        "Share of pairs of two people's originals, of this data set, that a recogniser takes for one person: no share "
-        "accepted can be expected below it (FMR).",
+        "Of the originals of other people in this data set, the share that a recogniser takes for the same person "
+        "(FMR): a stranger's face would be accepted as often.",
     ),
     "tar_worst_bit": Entry(
         "accepted, worst bit",

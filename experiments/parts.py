@@ -28,8 +28,6 @@ from lightning_modules.networks.recognizers import MobileFaceNet
 from lightning_modules.networks.stylegan import MobileStyleGAN
 from lightning_modules.sdn.networks import Decoder, Encoder, Factors
 
-SMALL_SDN = {"size": 64, "width": 24, "discriminator_width": 48, "attributes": 3, "identities": 8400}  # of card sdn
-
 
 @dataclass(frozen=True)
 class Work:
@@ -41,7 +39,7 @@ class Work:
         modules: Networks whose parameters count; empty where the part is none of ours.
         torch: Whether its arithmetic runs in torch, where it can be counted.
         once: Whether it is long enough to be timed once, without warming up.
-        overhead: What a comparison took, over what its methods and judges took.
+        overhead: What a comparison took over what its methods and judges took; photos, over what their networks took.
     """
 
     run: Callable[[], object]
@@ -54,10 +52,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Part:
-    """One row of the table: how a piece of work is set up on a device, and the pixels of its pictures."""
+    """One row of the table: how work is set up on a device, the pixels of its pictures, and whether it is long."""
 
     build: Callable[[torch.device], Work]
     size: int | None = None
+    long: bool = False
 
 
 def _random(*shape: int) -> torch.Tensor:
@@ -176,11 +175,12 @@ def _detection() -> Part:
     return Part(build, 250)
 
 
-def _overhead(faces: str, count: int, size: int, method: dict[str, int], weights: str | None = None) -> Part:
+def _overhead(faces: str, count: int, size: int, trained: bool = False) -> Part:
     """The right key and eight wrong ones on the test faces of a data set, by a method that is quick."""
 
     def build(_: torch.device) -> Work:
         from experiments.comparing import TimedComparison  # not at the top: other parts have no use for it
+        from experiments.photos import METHODS
 
         FaceRes()  # without its weights there is no comparison
         data = {"faces": {"class_path": f"datamodules.datasets.{faces}"}, "size": size, "num_workers": 0}
@@ -191,12 +191,12 @@ def _overhead(faces: str, count: int, size: int, method: dict[str, int], weights
                 "wrong_keys": 8,
                 "judges": {"faceres": {"class_path": "lightning_modules.judges.FaceRes"}},
                 "data": {"faces": {"class_path": "datamodules.faces.FaceDataModule", "init_args": data}},
-                "methods": {"SDN": {"config": "configs/method/sdn.yaml", "init_args": method, "weights": weights}},
+                "methods": {"SDN": METHODS["sdn"] if trained else {"config": METHODS["sdn"]["config"]}},
             }
         )
         return Work(run, count, torch=False, once=True, overhead=lambda: run.overhead)
 
-    return Part(build, size)
+    return Part(build, size, long=trained)
 
 
 def _photos(method: str, count: int) -> Part:
@@ -208,7 +208,7 @@ def _photos(method: str, count: int) -> Part:
         run = TimedPhotos(method, "lfw", count)
         return Work(run, count, torch=False, once=True, overhead=lambda: run.overhead)
 
-    return Part(build, 250)
+    return Part(build, 250, long=method != "sdn")
 
 
 def _comparison(faces: int, size: int = 64) -> Part:
@@ -256,8 +256,8 @@ PARTS: dict[str, Part] = {
     "read-and-align": _reading(),
     "cached-faces-128": _loading(),
     "detect": _detection(),
-    "compare-overhead": _overhead("ORL", 40, 128, {}),
-    "compare-lfw-1000": _overhead("LFW", 1000, 128, SMALL_SDN, "sdn"),
+    "compare-overhead": _overhead("ORL", 40, 128),
+    "compare-lfw-1000": _overhead("LFW", 1000, 128, trained=True),
     "compare-100": _comparison(100),
     "compare-1000": _comparison(1000),
     "photos-sdn-200": _photos("sdn", 200),

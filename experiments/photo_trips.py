@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from datamodules.alignment import warp
 from datamodules.batch import face_batch
-from datamodules.detection import Detector, default_detector
+from datamodules.detection import Detector, default_detector, overlap
 from datamodules.files import write_whole
 from datamodules.photo_files import Found, read_photo
 from datamodules.photos import Place, look_for_places
@@ -24,13 +25,16 @@ from datamodules.splits import split_of
 from experiments.anonymizing import Hiding
 from experiments.data import source_of
 from experiments.exchange import comparison_secret
+from experiments.guards import check_judges
 from experiments.judges import make_judge
 from experiments.photos import Running, anonymize_files, load_photo_method, needs_secret, recover_files
 from experiments.provenance import commit
 from lightning_modules.anonymizer import ReversibleAnonymizer, RoundTrip, resize
 from lightning_modules.calibration import load_calibration
+from lightning_modules.callbacks.paste_back import OVERLAP
 from lightning_modules.carriers import encode, from_pixels, through_file
 from lightning_modules.keys import KeyRing
+from lightning_modules.manifest import NAME, Manifest, signing_key
 from lightning_modules.metrics.identity import IdentityScores
 from lightning_modules.protocol import cell
 from lightning_modules.trained import weights_hash
@@ -65,8 +69,11 @@ def photos(
 
     One picture of each test person is written to OUT/original as PNG, anonymized into OUT/anonymized and recovered into
     OUT/recovered by what the two verbs call; recovery has these files and the secret alone. A judge's pictures are
-    aligned by what a detector finds in each of them. Beside it the same faces as aligned crops, from PNG files of the
-    method's size, so that what cutting, pasting and cutting again cost can be told. A run that was stopped goes on.
+    aligned by what a detector finds in each of them, nearest to where the original's face was. One that was not
+    recovered counts as it was anonymized; one that was not anonymized is told and left out. Beside it the same faces as
+    aligned crops, from PNG files of the method's size, so that what cutting, pasting and cutting again cost can be told
+    from recovered faces; anonymized whole pictures have passed the verb's check, as crops have not. A run that was
+    stopped goes on.
 
     Args:
         out: Folder to write into, with results.jsonl.
@@ -84,10 +91,11 @@ def photos(
         accelerator: Lightning's.
 
     Returns:
-        0, or 1 if a picture could not be done; it counts as neither anonymized nor recovered, and is told.
+        0, or 1 if a picture could not be done.
 
     Raises:
-        ValueError: The method cannot recover, or there is no test person.
+        ValueError: The method cannot recover, a judge is one of its loss networks, there is no test person, or the
+            folder is of another method or data set.
         OSError: The data set is not there, or the folder cannot be written.
     """
     console = Console(stderr=True)
@@ -95,35 +103,37 @@ def photos(
     if not network.reversible:
         raise ValueError(f"{method} cannot recover, so there is nothing to measure")
     asked = [make_judge(word) for word in judges]
+    check_judges(network, {judge.name: judge for judge in asked})
+    steps, hash_ = getattr(network, "refine", None), weights_hash(network)
+    _same(out, {"data": data, "root": root, "method": name, "weights": hash_, "refine": steps, "seed": seed})
     pictures = originals(out / "original", data, root, faces)
-    steps = getattr(network, "refine", None)
-    hiding = Hiding(
-        name, weights_hash(network), network.size, "verify", "none", "picture", "largest", "fail", False, steps
-    )
+    hiding = Hiding(name, hash_, network.size, "verify", "none", "picture", "largest", "fail", False, steps)
     secret = comparison_secret(seed) if needs_secret(network, hiding) else None
     running = Running(batch_size, accelerator, 1, False, workers)
     code = anonymize_files(pictures, out / "anonymized", network, hiding, secret, running)
-    hidden = [one for one in _in(pictures, out / "anonymized") if one.path.is_file()]
-    code |= recover_files(hidden, out / "recovered", network, name, comparison_secret(seed), running)
-    detector, lost = default_detector(), list[str]()
+    hidden = _done(out / "anonymized")
+    found = [Found(out / "anonymized" / one.name, one.name) for one in pictures if one.name in hidden]
+    code |= recover_files(found, out / "recovered", network, name, comparison_secret(seed), running)
+    detector, lost, back = default_detector(), list[str](), _done(out / "recovered")
     trips: dict[str, list[Faces]] = {"photo": [], **({"png": []} if aligned else {})}
     with Progress(console=console) as bar:
         for picture in bar.track(pictures, description="aligning"):
-            after = out / "recovered" / picture.name
             place = _place(picture.path, detector, SIZE)
-            if place is None or not after.is_file():
+            if place is None or picture.name not in hidden:
                 lost.append(picture.name)
                 continue
-            legs = (picture.path, out / "anonymized" / picture.name, after)
+            after = "recovered" if picture.name in back else "anonymized"  # that is all one has then
+            legs = (picture.path, out / "anonymized" / picture.name, out / after / picture.name)
             trips["photo"].append(Faces(*(_face(path, detector, place) for path in legs)))
             if aligned:
                 own = trips["photo"][-1].original
                 trips["png"].append(_as_crop(network, picture, detector, own, seed, len(trips["png"])))
     if lost:
-        console.print(f"{len(lost)} of {len(pictures)} pictures could not be done: {', '.join(lost[:5])}", markup=False)
+        told = f"{len(lost)} of {len(pictures)} pictures were not anonymized: {', '.join(lost[:5])}"
+        console.print(told, markup=False, soft_wrap=True)
     if not trips["photo"]:
-        raise ValueError("no picture could be done")
-    common = {"method": name, "data": data, "commit": commit(), "weights": weights_hash(network), "seed": seed}
+        raise ValueError("no picture could be anonymized")
+    common = {"method": name, "data": data, "commit": commit(), "weights": hash_, "seed": seed}
     figures = []
     for carrier, found in trips.items():
         trip = RoundTrip.of(
@@ -162,8 +172,22 @@ def originals(folder: Path, data: str, root: str | None, faces: int) -> list[Fou
     return found
 
 
-def _in(pictures: list[Found], folder: Path) -> list[Found]:
-    return [Found(folder / picture.name, picture.name) for picture in pictures]
+def _done(folder: Path) -> set[str]:
+    """Names of the pictures that the last run through a folder's manifest did."""
+    entries = Manifest(folder / NAME, signing_key()).entries.values()
+    return {entry["picture"] for entry in entries if entry["status"] in ("anonymized", "recovered")}
+
+
+def _same(out: Path, told: dict[str, Any]) -> None:
+    """Say in a folder of what it is.
+
+    Raises:
+        ValueError: It is of something else.
+    """
+    mark, text = out / "of.json", json.dumps(told, indent=1)
+    if mark.is_file() and mark.read_text() != text:
+        raise ValueError(f"{out} holds pictures of another data set, method, weights or seed: give another folder")
+    write_whole(mark, text)
 
 
 def _pixels(path: Path) -> ndarray:
@@ -176,9 +200,12 @@ def _place(path: Path, detector: Detector, size: int) -> Place | None:
 
 
 def _face(path: Path, detector: Detector, otherwise: Place) -> Tensor:
-    """The face of a picture where it is found now; where none is, what lies where the original's was."""
-    place = _place(path, detector, SIZE) or otherwise
-    return from_pixels(warp(_pixels(path), place.matrix, SIZE))
+    """The face of a picture that is found nearest to where the original's was; what lies there, where none is."""
+    pixels = _pixels(path)
+    found, _ = look_for_places(pixels, detector, SIZE, "all")
+    nearest = max(found, key=lambda place: overlap(place.box, otherwise.box), default=otherwise)
+    place = nearest if overlap(nearest.box, otherwise.box) >= OVERLAP else otherwise
+    return from_pixels(warp(pixels, place.matrix, SIZE))
 
 
 @torch.no_grad()

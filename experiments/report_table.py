@@ -249,8 +249,10 @@ def summary(run: Run, data: str) -> list[Sentence]:
 
 def strangers(run: Run, data: str) -> str:
     """How often each judge takes two people of this data set for one; empty where that was not measured."""
-    found = {f.judge: f for method in run.methods_of(data) for f in run.pick(method, data, "original", "fmr")}
-    told = ", ".join(f"{_share(figure)} of pairs by {judge}" for judge, figure in sorted(found.items()))
+    found = {
+        f.judge: f for method in run.methods_of(data) for f in run.pick(method, data, "original", "fmr", carrier=None)
+    }
+    told = ", ".join(f"{_share(figure)} by {judge}" for judge, figure in sorted(found.items()))
     return f"Two different people of this data set are taken for one in {told}." if told else ""
 
 
@@ -349,7 +351,9 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         "compared at": f"{size} × {size} pixels" if size else None,
         "started": info.get("started"),
         "took": None if seconds is None else duration(seconds),
-        "hiding, opening and judging took, over all runs": duration(spent) if spent else None,
+        "hiding and opening over all runs (without inversion), and the last judging": duration(spent)
+        if spent
+        else None,
         "versions": ", ".join(f"{name} {word}" for name, word in info.get("versions", {}).items()),
     }
     lines = [(name, str(word)) for name, word in told.items() if word not in (None, "")]

@@ -272,7 +272,7 @@ def direction(metric: str, leg: str | None = None, reference: str | None = None)
     two anonymizations of a face under two keys should be unlike each other. Nothing is known of a metric that is not
     of the protocol.
     """
-    if metric.startswith(OWN):
+    if metric.startswith(OWN) or metric == "fmr":  # of the data set, not of a method
         return 0
     if metric in _ALIKE or metric == "id_distance":
         like = leg in ("recovered", "inverted") and reference != "other-key"

@@ -72,7 +72,7 @@ def test_a_picture_that_could_not_be_done_is_told(monkeypatch, capsys):
 
     monkeypatch.setattr("experiments.photos.default_detector", Sometimes)
     assert trips() == 1
-    assert "of 4 pictures could not be done" in capsys.readouterr().err
+    assert "of 4 pictures were not anonymized" in capsys.readouterr().err
     assert all(f.n < 4 for f in read_results("out/results.jsonl"))
 
 
@@ -87,3 +87,16 @@ def test_the_overhead_of_photos_is_what_is_left_beside_networks(monkeypatch):
     run = TimedPhotos("toy.yaml", "pictures", 4, "people")
     run()
     assert 1 < run.overhead < math.inf
+
+
+def test_a_folder_of_something_else_is_refused(capsys):
+    assert trips() == 0
+    assert trips("--seed=1") == 1
+    assert "holds pictures of another data set, method, weights or seed" in capsys.readouterr().err
+
+
+def test_a_picture_that_was_not_recovered_counts_as_it_was_anonymized(monkeypatch):
+    monkeypatch.setattr("experiments.photo_trips.recover_files", lambda *words: 1)
+    assert trips() == 1
+    found = {(f.carrier, f.leg): f.value for f in read_results("out/results.jsonl") if "tar" in f.metric}
+    assert (found["photo", "recovered"], found["png", "recovered"]) == (0, 1)

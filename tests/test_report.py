@@ -352,10 +352,10 @@ def test_plain_words_quote_the_judge_that_speaks_most_against_the_method(run):
 
 
 def test_how_often_strangers_are_taken_for_one_stands_below_the_shares(out):
-    common = {"metric": "fmr", "leg": "original", "data": "orl", "n": 40, "low": 0.01, "high": 0.03}
+    common = {"metric": "fmr", "leg": "original", "data": "orl", "n": 40, "carrier": None}
     figures = [Figure(method="blur", judge=j, value=v, **common) for j, v in (("faceres", 0.007), ("dlib", 0.0235))]
     append_results(out / "results.jsonl", figures)
-    said = "taken for one in 2.4 % of pairs by dlib, 0.7 % of pairs by faceres."
+    said = "taken for one in 2.4 % by dlib, 0.7 % by faceres."
     assert all(said in " ".join(written(out)[name].split()) for name in ("table.md", "report.html"))
 
 

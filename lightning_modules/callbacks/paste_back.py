@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datamodules.alignment import compose, invert, transform, warp
 from datamodules.batch import FaceBatch
-from datamodules.detection import Detector, overlap
+from datamodules.detection import Detector, main_face, overlap
 from datamodules.photos import OpenPhoto, Photos
 from lightning_modules.calibration import load_calibration
 from lightning_modules.carriers import from_pixels, to_pixels
@@ -131,6 +131,7 @@ def put_back(
     y, x = int(top + ys.min()), int(left + xs.min())
     patch = picture[y : y + share.shape[0], x : x + share.shape[1]]
     before, moved = patch.copy(), np.zeros_like(new)
+    behind = warp(picture, matrix, size) if legible else crop
 
     def lay() -> None:
         mixed = (share * new + (1 - share) * before).round().clip(0, 255).astype(np.uint8)
@@ -138,12 +139,23 @@ def put_back(
 
     lay()
     enlarged = np.linalg.det(matrix[:, :2]) < 1
+    cover = covering[:, :, None]
+    wanted = cover * made + (1 - cover) * behind
+    inside = _inside(matrix, size, picture.shape[:2])[:, :, None]
     for _ in range(STEPS if legible and enlarged else 0):
-        missing = (made.astype(np.float32) - warp(picture, matrix, size)) * covering[:, :, None]
+        missing = (wanted - warp(picture, matrix, size)) * inside
         moved = KEPT * moved + STEP * _resample(missing, to_crop, extent, cv2.INTER_CUBIC)[inner]
         new += moved
         lay()
     return x, y, x + share.shape[1], y + share.shape[0]
+
+
+def _inside(matrix: Float[ndarray, "2 3"], size: int, extent: tuple[int, ...]) -> Float[ndarray, "s s"]:
+    """1 where a pixel of the crop lies in the picture of this height and width, 0 elsewhere."""
+    x, y = np.meshgrid(np.arange(size, dtype=np.float64), np.arange(size, dtype=np.float64))
+    places = transform(invert(matrix), np.stack([x.ravel(), y.ravel()], 1))
+    there = ((places >= 0) & (places <= np.array(extent[::-1]) - 1)).all(1)
+    return there.reshape(size, size).astype(np.float32)
 
 
 def _resample(values: ndarray, to_crop: ndarray, extent: tuple[int, int], how: int) -> ndarray:
@@ -157,6 +169,20 @@ def _resample(values: ndarray, to_crop: ndarray, extent: tuple[int, int], how: i
         shrink = small / size
         to_crop = compose(np.array([[shrink, 0, shrink / 2 - 0.5], [0, shrink, shrink / 2 - 0.5]]), to_crop)
     return cv2.warpAffine(values, to_crop, extent, flags=how | cv2.WARP_INVERSE_MAP, borderMode=border)
+
+
+_OF_A_TRY = ("made", "nonces", "touched", "similarity", "misplaced")  # of an open picture
+
+
+def _pixels(image: Tensor) -> UInt8[ndarray, "s s 3"]:
+    """What a method made, as 8 bits.
+
+    Raises:
+        ValueError: It is no picture.
+    """
+    if torch.isnan(image).any():
+        raise ValueError("the method made values that are not numbers; its weights are damaged")
+    return to_pixels(image)
 
 
 class PasteBack(BasePredictionWriter):
@@ -195,9 +221,7 @@ class PasteBack(BasePredictionWriter):
         samples = [int(sample) for sample in batch.sample]
         for image, sample in zip(prediction, samples, strict=True):
             opened, index = photos.open.pop(sample)
-            if torch.isnan(image).any():
-                raise ValueError("the method made values that are not numbers; its weights are damaged")
-            opened.made[index] = to_pixels(image)
+            opened.made[index] = _pixels(image)
             if any(made is None for made in opened.made):
                 continue
             try:
@@ -211,7 +235,8 @@ class PasteBack(BasePredictionWriter):
         """The picture with its faces, checked."""
         tries = TRIES if getattr(step, "keyed", False) else 1
         known: list[int] = []
-        for left in reversed(range(tries)):
+        best: tuple[int, ndarray, dict[str, list[Any]]] | None = None  # in which nobody is known
+        for _ in range(tries):
             for index in sorted({*known, *opened.misplaced}):
                 opened.made[index] = self._again(opened, index, photos, step)
             pixels = opened.photo.pixels.copy()
@@ -225,19 +250,26 @@ class PasteBack(BasePredictionWriter):
             after = self.gate.similarity(opened.crops, written)
             opened.similarity = list(zip(before, after, strict=True))
             known = [index for index, value in enumerate(after) if not value <= self.gate.threshold]
-            seen = zip(opened.crops, written, strict=True)
-            opened.misplaced = [index for index, crops in enumerate(seen) if self._misplaced(*crops)]
-            if not known and not (left and opened.misplaced):
-                return pixels
+            seen = enumerate(zip(opened.crops, written, strict=True))
+            opened.misplaced = [index for index, crops in seen if tries > 1 and self._misplaced(*crops)]
+            if not known and (best is None or len(opened.misplaced) < best[0]):
+                best = len(opened.misplaced), pixels, {name: list(getattr(opened, name)) for name in _OF_A_TRY}
+            if not known and not opened.misplaced:
+                break
+        if best is not None:
+            for name, values in best[2].items():
+                setattr(opened, name, values)
+            return best[1]
         told = f"{len(known)} of its {len(opened.places)} faces {'is' if len(known) == 1 else 'are'}"
         often = "once" if tries == 1 else f"with {tries} keys"
         raise StillRecognizedError(f"{told} still recognized, tried {often}, so the picture is not written")
 
     def _misplaced(self, crop: UInt8[ndarray, "s s 3"], written: UInt8[ndarray, "s s 3"]) -> bool:
-        """Whether a face that is found in a crop is not found there any more."""
-        if self.detector is None or not (before := self.detector.detect(crop)):
+        """Whether the face that a crop is of is not found there any more."""
+        before = None if self.detector is None else main_face(self.detector.detect(crop), *crop.shape[:2])
+        if self.detector is None or before is None:
             return False
-        return not any(overlap(before[0].box, after.box) >= OVERLAP for after in self.detector.detect(written))
+        return not any(overlap(before.box, after.box) >= OVERLAP for after in self.detector.detect(written))
 
     @staticmethod
     def _again(opened: OpenPhoto, index: int, photos: Photos, step: L.LightningModule) -> UInt8[ndarray, "s s 3"]:
@@ -246,7 +278,7 @@ class PasteBack(BasePredictionWriter):
         photos.open[number] = (opened, index)
         row = FaceBatch(*(value[None].to(step.device) for value in opened.row(index, number)))
         try:
-            return to_pixels(step.predict_step(row, 0)[0])
+            return _pixels(step.predict_step(row, 0)[0])
         finally:
             del photos.open[number]
 

@@ -7,10 +7,10 @@ from lightning_modules.metrics.measured import Measured
 
 
 def false_matches(faces: Embeddings) -> Measured:
-    """``fmr``: share of pairs of two people's originals that the judge takes for one person (ISO/IEC 19795-1).
+    """``fmr``: of other people's originals, the share that the judge takes for this person (ISO/IEC 19795-1).
 
-    Where the threshold was calibrated on another set, that is not one in a thousand, and it is the floor of every share
-    accepted: a stranger's face would be accepted as often. Its interval resamples one side of the pairs.
+    Where the threshold was calibrated on another set, that is not one in a thousand. A stranger's face would be
+    accepted as often, and so would one that a key drew by chance. Its interval resamples one side of the pairs.
     """
     strangers = None if faces.threshold is None else faces.meeting("original").strangers
     if faces.people < 2:
