@@ -367,7 +367,7 @@ class _Run:
         judges = [(judge, self.thresholds[name]) for name, judge in self.judges.items()]
         told = about(self.config, self.plan.seed, self.plan.size, judges) | when(self.started)
         told |= {"command": self.command, "rows": self.rows, "faces": self.faces}
-        told |= {"left_out": self.left_out, "failures": self.failures}
+        told |= {"unshown": self.plan.unshown, "left_out": self.left_out, "failures": self.failures}
         write_whole(self.out / "run.json", json.dumps(told, indent=1).encode())
         if self.rows or self.failures:
             write_report(self.out)

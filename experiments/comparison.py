@@ -32,6 +32,7 @@ class Comparison:
             others.
         batch_size: Faces at a time.
         seed: Where keys and wrong keys come from.
+        unshown: Data sets whose faces stay out of report and grid, as those of people that may not be passed on.
         allow_loss_judges: Accept a judge that is a loss network of a method.
     """
 
@@ -48,6 +49,7 @@ class Comparison:
     opened: bool = True
     batch_size: int = 8
     seed: int = 0
+    unshown: list[str] = dataclasses.field(default_factory=list)
     allow_loss_judges: bool = False
 
     @classmethod
@@ -62,6 +64,8 @@ class Comparison:
             raise ValueError(f"{path}: unknown key {unknown[0]!r}; a comparison knows {', '.join(known)}")
         if missing := sorted({"methods", "data", "judges"} - set(found)):
             raise ValueError(f"{path}: the key {missing[0]!r} is missing")
+        if strange := sorted(set(found.get("unshown") or []) - set(found["data"])):
+            raise ValueError(f"{path}: there is no data set {strange[0]!r} to leave unshown")
         names = [folder_name(name) for name in found["methods"]]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{path}: two methods would share the folder {twice[0]!r}; give them names apart")

@@ -49,7 +49,9 @@ def picture(run: Run, data: str, method: str, leg: str, sample: str) -> Image.Im
 
 
 def samples(run: Run, data: str) -> list[str]:
-    """Numbers of the faces, as in the names of the originals' files."""
+    """Numbers of the faces, as in the names of the originals' files; none of a data set that is not to be shown."""
+    if data in run.info.get("unshown", []):
+        return []
     return sorted(file.stem for file in (run.out / "faces" / data / "original").glob("[0-9]*.*"))
 
 

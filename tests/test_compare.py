@@ -106,6 +106,22 @@ def test_every_method_on_every_data_set_ends_in_a_table(tmp_path):
         assert (tmp_path / "out" / name).stat().st_size > 100
 
 
+def test_faces_that_are_not_to_be_shown_are_in_no_picture(tmp_path):
+    faces = {"class_path": "conftest.NoiseFaces"}
+    for unshown in ([], ["noise"]):
+        config = write(tmp_path / "c.yaml", unshown=unshown, data={"noise": faces, "more": faces}, wrong_keys=1)
+        assert compare(config, tmp_path / "out") == 0
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert "Faces of more" in page
+        assert ("Faces of noise" in page) == (not unshown)
+    (tmp_path / "out" / "grid.png").unlink()
+    config = write(tmp_path / "c.yaml", unshown=["noise", "more"], data={"noise": faces, "more": faces}, wrong_keys=1)
+    assert compare(config, tmp_path / "out") == 0
+    assert not (tmp_path / "out" / "grid.png").exists()
+    with pytest.raises(ValueError, match="there is no data set 'nowhere' to leave unshown"):
+        compare(write(tmp_path / "c.yaml", unshown=["nowhere"]), tmp_path / "out")
+
+
 def test_without_opening_anonymized_faces_alone_are_measured(tmp_path):
     methods = {"SDN": json.loads(write(tmp_path / "c.yaml").read_text())["methods"]["SDN"]}
     assert compare(write(tmp_path / "c.yaml", opened=False, methods=methods), tmp_path / "out") == 0
