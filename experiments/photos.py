@@ -78,7 +78,7 @@ def anonymize(
     keep_metadata: bool = False,
     lossless: bool = False,
     refine: int | None = None,
-    batch_size: int = 4,
+    batch_size: int = 2,
     workers: int = 2,
     accelerator: str = "auto",
     devices: int | str = 1,
@@ -106,7 +106,7 @@ def anonymize(
         keep_metadata: Keep date, camera, exposure and copyright; by default nothing is kept but the colour profile.
         lossless: Write clips without any loss (FFV1 in Matroska, many times as large); by default H.264, hardly lossy.
         refine: Steps of optimisation a face, for ifadit.
-        batch_size: Faces at once.
+        batch_size: Faces at once: more for a GPU; on a CPU they take memory alone.
         workers: Pictures read ahead, each in a thread of its own.
         accelerator: Lightning's.
         devices: Lightning's.
@@ -137,7 +137,7 @@ class Running:
     """On what a verb runs, and what it shows meanwhile.
 
     Attributes:
-        batch_size: Faces at once.
+        batch_size: Faces at once: more for a GPU; on a CPU they take memory alone.
         workers: Pictures read ahead, each in a thread of its own.
         accelerator: Lightning's.
         devices: Lightning's.
@@ -224,7 +224,7 @@ def recover(
     keep_metadata: bool = True,
     lossless: bool = False,
     refine: int | None = None,
-    batch_size: int = 4,
+    batch_size: int = 2,
     workers: int = 2,
     accelerator: str = "auto",
     devices: int | str = 1,
@@ -240,7 +240,7 @@ def recover(
         keep_metadata: Keep what the anonymized pictures say of date, camera, exposure and copyright.
         lossless: Write clips without any loss (FFV1 in Matroska, many times as large); by default H.264, hardly lossy.
         refine: Steps of optimisation a face, for ifadit.
-        batch_size: Faces at once.
+        batch_size: Faces at once: more for a GPU; on a CPU they take memory alone.
         workers: Pictures read ahead, each in a thread of its own.
         accelerator: Lightning's.
         devices: Lightning's.
