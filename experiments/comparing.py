@@ -108,7 +108,7 @@ class TimedPhotos:
 
     Raises:
         FileNotFoundError: The data set is not there.
-        RuntimeError: On a call, if a picture could not be done.
+        RuntimeError: On a call, if no picture could be done.
     """
 
     def __init__(self, method: str, data: str, faces: int, root: str | None = None) -> None:
@@ -133,7 +133,9 @@ class TimedPhotos:
             began = time.perf_counter()
             failed = anonymize_files(self.pictures, out, self.network, hiding, comparison_secret(0), running)
             seconds = time.perf_counter() - began
-        if failed:
+        if failed and not any(
+            out.glob("*.png")
+        ):  # one that is still recognised under four keys is refused, in its time
             raise RuntimeError(said.getvalue())
         self.overhead = seconds / speed.seconds
 
