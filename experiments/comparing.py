@@ -133,9 +133,8 @@ class TimedPhotos:
             began = time.perf_counter()
             failed = anonymize_files(self.pictures, out, self.network, hiding, comparison_secret(0), running)
             seconds = time.perf_counter() - began
-        if failed and not any(
-            out.glob("*.png")
-        ):  # one that is still recognised under four keys is refused, in its time
+        # a picture in which somebody is still known under four keys is refused, and took its time
+        if failed and not any(out.glob("*.png")):
             raise RuntimeError(said.getvalue())
         self.overhead = seconds / speed.seconds
 
