@@ -142,7 +142,6 @@ class Running:
         accelerator: Lightning's.
         devices: Lightning's.
         lossless: Whether clips are written without any loss.
-        workers: Pictures read ahead.
         bar: Progress; ``None`` draws one on the terminal.
     """
 
