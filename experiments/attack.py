@@ -54,6 +54,7 @@ def attack(
     inverter_size: int = 64,
     inverter_pairs: int | None = None,
     inverter_keys: int = 1,
+    judge_steps: int = 120,
     seed: int = 0,
     dry_run: bool = False,
 ) -> int:
@@ -71,8 +72,9 @@ def attack(
     gives them; under one key for all (`fixed`), as if a nonce came twice; and under one key for all pictures of a
     person (`shared`), as along a clip's track, where up to ten other pictures of that very person are known.
     `known_person` is what the last one has anyway: the share accepted of such another picture as it is. By pairs with
-    keys of their own a judge is adapted too: `adaptive_tar` is the share of anonymized faces that it then accepts, at
-    one false acceptance in a thousand among the test people.
+    keys of their own a judge is adapted too, its embeddings linearly and, where it has a network that can learn, that
+    network: `adaptive_tar` is the share of anonymized faces that the better of both then accepts, at one false
+    acceptance in a thousand among the test people.
 
     The inverter: a network learns the way back from a face of each training person, which it hides itself with the
     method's weights under keys that it draws. `inverter_tar` is the share of what it, or the linear guess it starts
@@ -93,6 +95,7 @@ def attack(
         inverter_size: Pixels at which it works, a multiple of 16, at most the method's.
         inverter_pairs: Most pairs that it learns from; by default one of each training person.
         inverter_keys: Keys that each of its pairs is hidden under, another each epoch; more where the method is fast.
+        judge_steps: Training steps of a judge's network, of 16 of the pairs each; 0 leaves its network alone.
         seed: Where the keys come from.
         dry_run: Say what would run, and stop.
 
@@ -105,9 +108,9 @@ def attack(
     if faces < 1 or guesses < 0 or min(pairs, default=1) < 1:
         told = f"got {faces}, {guesses} and {pairs}"
         raise ValueError(f"attack takes faces from 1, guesses from 0 and pairs from 1, {told}")
-    if inverter_steps < 0 or inverter_size < 16 or inverter_size % 16 or inverter_keys < 1:
-        told = f"got {inverter_steps} steps, size {inverter_size}, {inverter_keys} keys and {inverter_pairs} pairs"
-        raise ValueError(f"an inverter takes steps from 0, a size in sixteens, keys from 1, {told}")
+    if inverter_steps < 0 or judge_steps < 0 or inverter_size < 16 or inverter_size % 16 or inverter_keys < 1:
+        told = f"got {inverter_steps} and {judge_steps} steps, size {inverter_size} and {inverter_keys} keys"
+        raise ValueError(f"inverters and judges take steps from 0, inverters a size in sixteens, keys from 1, {told}")
     if inverter_pairs is not None and inverter_pairs < FEWEST:
         raise ValueError(f"an inverter takes {FEWEST} pairs at least, got {inverter_pairs}")
     console = Console(stderr=True)
@@ -144,7 +147,7 @@ def attack(
                     measured.append(partial(by_inverter, target, budget, out / "parts" / "inverter"))
                 if pairs and judges:
                     known = by_chance(gallery, target.method.attributes, plan.seed)
-                    measured.append(partial(by_pairs, target, known, sorted(pairs)))
+                    measured.append(partial(by_pairs, target, known, sorted(pairs), judge_steps))
                 for attacker in measured:  # told and written at once: an attack may take long, and may be stopped
                     figures = [dataclasses.replace(part.figure(), **common) for part in attacker()]
                     for figure in figures:
@@ -160,7 +163,8 @@ def attack(
                 why = " ".join(str(error).split()) or type(error).__name__
                 console.print(f"[bold red]failed[/] {name} on {data}: {why}", soft_wrap=True)
     if found:
-        asked = {"faces": faces, "guesses": guesses, "pairs": pairs, "seed": seed, "only": only}
+        asked = {"faces": faces, "guesses": guesses, "pairs": pairs, "judge_steps": judge_steps}
+        asked |= {"seed": seed, "only": only}
         asked |= {f"inverter_{word}": value for word, value in budget._asdict().items()}
         _about(table, plan, out, judges, asked, started)
         write_report(out)

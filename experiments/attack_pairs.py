@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules.batch import FaceBatch
 from experiments.chosen import by_chance, in_batches
@@ -22,7 +25,9 @@ from lightning_modules.judges import Judge
 from lightning_modules.keys import Key, KeyRing
 from lightning_modules.metrics.identity import FAR
 from lightning_modules.metrics.measured import Measured
+from lightning_modules.tuned_judge import TunedJudge, tunable
 
+TUNED_AT_ONCE = 16  # pairs of a training step of a judge
 TRACK = 10  # most other pictures of a person that are known under a shared key
 
 
@@ -105,13 +110,14 @@ class Target:
         return Measured(metric, leg, best, threshold=self.judges[judge][1].threshold, **words)
 
 
-def by_pairs(target: Target, gallery: FaceBatch, counts: list[int]) -> list[Measured]:
+def by_pairs(target: Target, gallery: FaceBatch, counts: list[int], judge_steps: int = 0) -> list[Measured]:
     """What known originals teach: of training people under their own keys and under one, and of the very person.
 
     Args:
         target: Whom to attack.
         gallery: Training faces, of as many people as there are.
         counts: Numbers of pairs, in order; those beyond the gallery, or a person's other pictures, are left out.
+        judge_steps: Training steps of a judge's network, where it has one that can learn.
     """
     method, ring = target.method, target.ring
     counts = [count for count in counts if count <= len(gallery.image)]
@@ -124,10 +130,7 @@ def by_pairs(target: Target, gallery: FaceBatch, counts: list[int]) -> list[Meas
     known = target.hidden(pairs, own, "under keys of their own")
     figures = _opened(target, shown, known, target.received, people, counts, "none")
     if counts[-1] >= 4:
-        for name, (judge, _) in target.judges.items():
-            teach = adapted(target.embedded(name, known), target.embedded(name, shown))
-            similarity = judge.similarity(teach(target.embedded(name, target.received)), target.wanted[name])
-            figures.append(_adaptive(similarity, target.words(name, "none")))
+        figures += [_by_adapted_judge(target, name, known, shown, judge_steps) for name in target.judges]
     if target.keyed:
         known, received = (
             target.hidden(faces, [ring.right(0)] * len(faces.image), "under one key") for faces in (pairs, target.whole)
@@ -204,6 +207,43 @@ def _frames(target: Target, count: int) -> FaceBatch:
             kept.append(FaceBatch(*(field[rows] for field in batch)))
     frames = FaceBatch(*(torch.cat(fields) for fields in zip(*kept, strict=True)))
     return by_chance(frames, target.method.attributes, target.plan.seed)
+
+
+def _by_adapted_judge(target: Target, name: str, known: Image, shown: Image, steps: int) -> Measured:
+    """The figure of the adapted judge that accepts more: its embeddings moved, or its network trained."""
+    judge, originals = target.judges[name][0], target.embedded(name, shown)
+    teach = adapted(target.embedded(name, known), originals)
+    found = [teach(target.embedded(name, target.received))]
+    if steps and tunable(judge):
+        told = f"{target.data}: {target.name}: {name} learns from {len(known)} pairs, {steps} steps of {TUNED_AT_ONCE}"
+        target.console.print(told, soft_wrap=True)
+        found.append(
+            _tuned(judge, resize(known, target.plan.size), originals, steps, target.seed)(
+                resize(target.received, target.plan.size)
+            )
+        )
+    words = target.words(name, "none")
+    figures = [_adaptive(judge.similarity(embeddings, target.wanted[name]), words) for embeddings in found]
+    return max(figures, key=lambda figure: -1.0 if figure.values is None else float(figure.values.mean()))
+
+
+def _tuned(judge: Judge, known: Image, originals: Tensor, steps: int, seed: int) -> Callable[[Image], Tensor]:
+    """What embeds as a judge does whose network was trained on pairs."""
+    L.seed_everything(seed, workers=True, verbose=False)
+    tuned = TunedJudge(judge, originals)
+    trainer = L.Trainer(
+        accelerator=torch.device(judge.device).type,
+        max_steps=steps,
+        max_epochs=-1,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[RichProgressBar(console_kwargs={"stderr": True})],
+    )
+    pairs = TensorDataset(known, torch.arange(len(known)))
+    trainer.fit(tuned, DataLoader(pairs, TUNED_AT_ONCE, shuffle=True))
+    return tuned.eval().embed
 
 
 def _adaptive(similarity: Tensor, told: dict[str, Any]) -> Measured:

@@ -109,7 +109,10 @@ GLOSSARY: dict[str, Entry] = {
         "Share accepted after a network that was trained on pairs, without the key, undid it; to be read beside the "
         "share accepted of the anonymized faces themselves.",
     ),
-    "adaptive_tar": Entry("adapted judge", "Share accepted by a recogniser tuned on anonymized faces."),
+    "adaptive_tar": Entry(
+        "adapted judge",
+        "Share accepted by a recogniser that learned from pairs, by moving its embeddings or by training its network.",
+    ),
     "tar_gap": Entry(
         "gap in acceptance", "Between the group of people with the most faces accepted and that with the fewest."
     ),

@@ -75,6 +75,10 @@ class CosineJudge:
     def _embed(self, images: Image) -> Tensor:
         raise TypeError(f"{type(self).__name__} must define _embed(images)")
 
+    def codes(self, images: Image) -> Embedding:
+        """Unit-length embeddings of a few pictures, where the judge runs; gradients flow where its network has some."""
+        return F.normalize(self._embed(images))
+
     @torch.no_grad()
     def embed(self, images: Image) -> Embedding:
         """See :meth:`Judge.embed`; unit length."""
