@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -20,6 +19,7 @@ from datamodules.photo_files import SIDECAR, Found, Photo, sidecar
 from datamodules.photos import OpenPhoto, Place
 from experiments.anonymizing import Anonymizing
 from experiments.photo_jobs import LABEL, PhotoJob, parse_record
+from experiments.photo_methods import Running
 from experiments.recovering import Recovering, place_of
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.callbacks.paste_back import TRIES, Gate, StillRecognizedError, put_back
@@ -36,36 +36,14 @@ Faces = dict[int, list[tuple[Place, bytes]]]
 """Places and nonces by the number of the frame."""
 
 
-@dataclass(frozen=True)
-class Turning:
-    """How clips are done.
-
-    Attributes:
-        network: The method; ``None`` where records name none.
-        batch_size: Faces at once.
-        accelerator: Lightning's.
-        lossless: Whether every level of every frame is kept, in much larger files.
-    """
-
-    network: ReversibleAnonymizer | None
-    batch_size: int
-    accelerator: str
-    lossless: bool
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network runs; it is brought there."""
-        chosen = "cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-        return self.network.to(chosen).device
-
-
-def anonymize_clip(found: Found, job: Anonymizing, turning: Turning, gate: Gate) -> None:
+def anonymize_clip(found: Found, job: Anonymizing, network: ReversibleAnonymizer, running: Running, gate: Gate) -> None:
     """Anonymize a clip; what is wrong with it is told and noted.
 
     Args:
         found: The clip.
         job: Whose records, manifest and options they are.
-        turning: How.
+        network: The method.
+        running: On what it runs.
         gate: What must not know a person any more.
     """
 
@@ -83,10 +61,10 @@ def anonymize_clip(found: Found, job: Anonymizing, turning: Turning, gate: Gate)
         master, faces = job.master or MasterKey.from_seed(0), Faces()
         for track in tracks:
             asked = job.ask()
-            nonce = _nonce(track.crops, asked, master, turning, gate)
+            nonce = _nonce(track.crops, asked, master, network, gate)
             for number, place in track.places.items():
                 faces.setdefault(number, []).append((place._replace(attributes=asked), nonce))
-        clip = _Clip(found, digest, job, turning, faces, master)
+        clip = _Clip(found, digest, job, network, running, faces, master)
 
         def record() -> str:
             rows = [
@@ -101,16 +79,17 @@ def anonymize_clip(found: Found, job: Anonymizing, turning: Turning, gate: Gate)
         spans = [[min(track.places), max(track.places)] for track in tracks]  # frames between which each was followed
         clip.turn("anonymize", status, record, gate, faces=count, threshold=job.threshold, tracks=spans)
 
-    _told(found, job, turning, work)
+    _told(found, job, running, work)
 
 
-def recover_clip(found: Found, job: Recovering, turning: Turning) -> None:
+def recover_clip(found: Found, job: Recovering, network: ReversibleAnonymizer | None, running: Running) -> None:
     """Recover a clip; what is wrong with it is told and noted.
 
     Args:
         found: The clip; its record lies beside it.
         job: Whose manifest it is, and what fits.
-        turning: How.
+        network: The method; ``None`` where records name none.
+        running: On what it runs.
     """
 
     def work(digest: str) -> None:
@@ -122,25 +101,27 @@ def recover_clip(found: Found, job: Recovering, turning: Turning) -> None:
             if face.frame is None:
                 raise ValueError("the record beside it is that of a picture")
             faces.setdefault(face.frame, []).append((place_of(face), face.nonce))
-        clip = _Clip(found, digest, job, turning, faces, master, (record.height, record.width))
+        clip = _Clip(found, digest, job, network, running, faces, master, (record.height, record.width))
         clip.turn("recover", "recovered", None, None, mode="decoy" if record.header.decoy else "verify")
 
-    _told(found, job, turning, work)
+    _told(found, job, running, work)
 
 
-def _told(found: Found, job: PhotoJob, turning: Turning, work: Callable[[str], None]) -> None:
+def _told(found: Found, job: PhotoJob, running: Running, work: Callable[[str], None]) -> None:
     digest = ""
     try:
         digest = hash_file(found.path)
         before = job.manifest.entries.get(found.name, {})
-        if before.get("lossless") != turning.lossless or job.wanted(found, digest):
+        if before.get("lossless") != running.lossless or job.wanted(found, digest):
             work(digest)
     except Exception as error:  # whatever is wrong with one clip, the others are done
         job.failed(found, digest, error)
 
 
 @torch.no_grad()
-def _nonce(crops: list[ndarray], asked: tuple[int, ...], master: MasterKey, turning: Turning, gate: Gate) -> bytes:
+def _nonce(
+    crops: list[ndarray], asked: tuple[int, ...], master: MasterKey, network: ReversibleAnonymizer, gate: Gate
+) -> bytes:
     """A nonce under which nobody of a track's crops is still known.
 
     Raises:
@@ -148,11 +129,11 @@ def _nonce(crops: list[ndarray], asked: tuple[int, ...], master: MasterKey, turn
     """
     attributes = torch.tensor(asked, dtype=torch.float32).expand(len(crops), -1)
     face = face_batch(torch.stack([from_pixels(crop) for crop in crops]), attributes=attributes)
-    face = FaceBatch(*(value.to(turning.device) for value in face))
-    for _ in range(TRIES if turning.network.key_spec.kind != "none" else 1):
+    face = FaceBatch(*(value.to(network.device) for value in face))
+    for _ in range(TRIES if network.key_spec.kind != "none" else 1):
         nonce = fresh()
         key = master.derive(LABEL, nonce)
-        made = PhotoStep(turning.network, "anonymize", lambda sample, key=key: key).predict_step(face)
+        made = PhotoStep(network, "anonymize", lambda sample, key=key: key).predict_step(face)
         if max(gate.similarity(crops, [to_pixels(image) for image in made])) <= gate.threshold:
             return nonce
     raise StillRecognizedError("somebody in it is still recognized under every key tried, so the clip is not written")
@@ -170,12 +151,13 @@ class _Clip:
         found: Found,
         digest: str,
         job: PhotoJob,
-        turning: Turning,
+        network: ReversibleAnonymizer | None,
+        running: Running,
         faces: Faces,
         master: MasterKey,
         shape: tuple[int, ...] = (),
     ) -> None:
-        self.found, self.digest, self.job, self.turning = found, digest, job, turning
+        self.found, self.digest, self.job, self.network, self.running = found, digest, job, network, running
         self.faces, self.master, self.shape = faces, master, shape
         self.keys: list[Key] = []
 
@@ -187,13 +169,13 @@ class _Clip:
             StillRecognizedError: The gate still knows somebody.
             OSError: It cannot be written.
         """
-        name = output_name(self.found.name, self.turning.lossless)
+        name = output_name(self.found.name, self.running.lossless)
         self.job.claim(self.found, self.digest, name)
         path = self.job.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with ClipWriter(part, path.suffix.lower(), self.found.path, self.turning.lossless) as writer:
+            with ClipWriter(part, path.suffix.lower(), self.found.path, self.running.lossless) as writer:
                 known = self._pass(verb, writer, gate)
             if self.faces and max(self.faces) >= writer.written:
                 raise ValueError("it has fewer frames than its record says: it was cut since")
@@ -207,7 +189,7 @@ class _Clip:
                 files = {f"{name}{SIDECAR}": sha256(text.encode()).hexdigest(), **files}
             if more.get("mode") == "decoy":  # as of pictures
                 files = dict.fromkeys(files)
-            self.job.note(self.found, self.digest, status, files=files, lossless=self.turning.lossless, **more)
+            self.job.note(self.found, self.digest, status, files=files, lossless=self.running.lossless, **more)
             if text:
                 write_whole(sidecar(path), text)
             os.replace(part, path)
@@ -217,7 +199,7 @@ class _Clip:
 
     def _pass(self, verb: Any, writer: ClipWriter, gate: Gate | None) -> int:
         """Every frame through the method into the writer; how many people the gate still knows."""
-        step = PhotoStep(self.turning.network, verb, lambda sample: self.keys[sample])
+        step = PhotoStep(self.network, verb, lambda sample: self.keys[sample])
         waiting: list[tuple[Frame, OpenPhoto]] = []
         seen: Counter[bytes] = Counter()
         known: Counter[bytes] = Counter()
@@ -242,13 +224,13 @@ class _Clip:
                 height, width = self.shape
                 raise ValueError(f"its frames are not all of {width} by {height} pixels")
             waiting.append((frame, self._open(frame)))
-            if len(waiting) >= WAITING or sum(len(o.places) for _, o in waiting) >= self.turning.batch_size:
+            if len(waiting) >= WAITING or sum(len(o.places) for _, o in waiting) >= self.running.batch_size:
                 flush()
         flush()
         return sum(known[nonce] > KNOWN * seen[nonce] for nonce in seen)
 
     def _open(self, frame: Frame) -> OpenPhoto:
-        faces, size = self.faces.get(frame.index, []), self.turning.network.size
+        faces, size = self.faces.get(frame.index, []), self.network.size
         return OpenPhoto(
             Photo(self.found, self.digest, frame.pixels),
             [place for place, _ in faces],
@@ -262,10 +244,10 @@ class _Clip:
         faces = [(one, index) for one in opened for index in range(len(one.places))]
         for one in opened:
             one.made = [None] * len(one.places)
-        for start in range(0, len(faces), self.turning.batch_size):
-            some = faces[start : start + self.turning.batch_size]
+        for start in range(0, len(faces), self.running.batch_size):
+            some = faces[start : start + self.running.batch_size]
             self.keys = [self.master.derive(LABEL, one.nonces[index]) for one, index in some]
             rows = [one.row(index, sample) for sample, (one, index) in enumerate(some)]
-            batch = FaceBatch(*(torch.stack(values).to(self.turning.device) for values in zip(*rows, strict=True)))
+            batch = FaceBatch(*(torch.stack(values).to(self.network.device) for values in zip(*rows, strict=True)))
             for (one, index), image in zip(some, step.predict_step(batch), strict=True):
                 one.made[index] = to_pixels(image)

@@ -22,8 +22,9 @@ from datamodules.detection import default_detector
 from experiments.anonymizing import Hiding
 from experiments.compare import compare
 from experiments.exchange import Speed, comparison_secret
+from experiments.photo_methods import Running, load_photo_method
 from experiments.photo_trips import originals
-from experiments.photos import Running, anonymize_files, load_photo_method
+from experiments.photos import anonymize_files
 from lightning_modules.judges import OwnNetwork
 from lightning_modules.trained import weights_hash
 

@@ -180,7 +180,7 @@ def _overhead(faces: str, count: int, size: int, trained: bool = False) -> Part:
 
     def build(_: torch.device) -> Work:
         from experiments.comparing import TimedComparison  # not at the top: other parts have no use for it
-        from experiments.photos import METHODS
+        from experiments.photo_methods import METHODS
 
         FaceRes()  # without its weights there is no comparison
         data = {"faces": {"class_path": f"datamodules.datasets.{faces}"}, "size": size, "num_workers": 0}

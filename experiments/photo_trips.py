@@ -27,7 +27,8 @@ from experiments.data import source_of
 from experiments.exchange import comparison_secret
 from experiments.guards import check_judges
 from experiments.judges import make_judge
-from experiments.photos import Running, anonymize_files, load_photo_method, needs_secret, recover_files
+from experiments.photo_methods import Running, load_photo_method
+from experiments.photos import anonymize_files, needs_secret, recover_files
 from experiments.provenance import commit
 from lightning_modules.anonymizer import ReversibleAnonymizer, RoundTrip, resize
 from lightning_modules.calibration import load_calibration

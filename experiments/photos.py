@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +20,12 @@ from rich.progress import Progress
 from datamodules.alignment import warp
 from datamodules.batch import FaceBatch
 from datamodules.detection import Detector, default_detector
-from datamodules.photo_files import CLIPS, SIDECAR, Found, clear_parts, find_photos, peek, read_photo, sidecar
+from datamodules.photo_files import CLIPS, SIDECAR, Found, clear_parts, find_photos, read_photo, sidecar
 from datamodules.photos import Photos, look_for_places
 from experiments.anonymizing import Anonymizing, Hiding
-from experiments.build import load_method, method_spec
-from experiments.clips import Turning, anonymize_clip, recover_clip
+from experiments.clips import anonymize_clip, recover_clip
 from experiments.photo_jobs import PhotoJob, parse_record, read_record
+from experiments.photo_methods import Running, load_photo_method, method_of
 from experiments.recovering import Recovering
 from lightning_modules import manifest as manifests
 from lightning_modules.anonymizer import ReversibleAnonymizer
@@ -33,34 +33,6 @@ from lightning_modules.callbacks.paste_back import Gate, PasteBack
 from lightning_modules.keys import Record, Secret, read_secret
 from lightning_modules.photo_step import PhotoStep, predict_photos
 from lightning_modules.trained import weights_hash
-from lightning_modules.weights import cards
-
-METHODS: dict[str, dict[str, Any]] = {
-    "ifadit": {
-        "config": "configs/method/ifadit-transform.yaml",
-        "init_args": {
-            "generator": {
-                "class_path": "lightning_modules.networks.stylegan.MobileStyleGAN",
-                "init_args": {"half_previews": True},
-            },
-            "mask": {"class_path": "lightning_modules.paste.FaceMask"},
-            "landmarks": {"class_path": "lightning_modules.networks.landmarks.Landmarks68"},
-            "polish": 40,
-        },
-        "weights": "ifadit",
-    },
-    "sdn": {
-        "config": "configs/method/sdn.yaml",
-        "init_args": {"size": 64, "width": 24, "discriminator_width": 48, "attributes": 3, "identities": 8400},
-        "weights": "sdn",
-    },
-    "blur": {"config": "configs/method/blur.yaml"},
-    "pixelate": {"config": "configs/method/pixelate.yaml"},
-    "blackbox": {"config": "configs/method/blackbox.yaml"},
-}
-"""Methods by name; any other is a YAML file of ``configs/method``."""
-
-REFINE = {"cpu": 10, "other": 20}  # steps a face, where --refine says nothing: a CPU takes about half a second each
 
 
 def anonymize(
@@ -82,6 +54,7 @@ def anonymize(
     workers: int = 2,
     accelerator: str = "auto",
     devices: int | str = 1,
+    trainer: str | None = None,
 ) -> int:
     """Anonymize pictures: `keyveil anonymize holiday/ --out safe/`. The secret is asked for, or KEYVEIL_SECRET.
 
@@ -110,6 +83,7 @@ def anonymize(
         workers: Pictures read ahead, each in a thread of its own.
         accelerator: Lightning's.
         devices: Lightning's.
+        trainer: A YAML of configs/trainer that names accelerator, devices, nodes and strategy in their place.
 
     Returns:
         0, or 1 if a picture could not be done.
@@ -128,29 +102,8 @@ def anonymize(
     )
     check_options(network, hiding)
     secret = read_secret(secret_file, confirm=True) if needs_secret(network, hiding) else None
-    running = Running(batch_size, accelerator, devices, lossless, workers)
+    running = Running(batch_size, accelerator, devices, lossless, workers).on(trainer)
     return anonymize_files(found, folder, network, hiding, secret, running, except_for)
-
-
-@dataclass(frozen=True)
-class Running:
-    """On what a verb runs, and what it shows meanwhile.
-
-    Attributes:
-        batch_size: Faces at once: more for a GPU; on a CPU they take memory alone.
-        workers: Pictures read ahead, each in a thread of its own.
-        accelerator: Lightning's.
-        devices: Lightning's.
-        lossless: Whether clips are written without any loss.
-        bar: Progress; ``None`` draws one on the terminal.
-    """
-
-    batch_size: int = 4
-    accelerator: str = "auto"
-    devices: int | str = 1
-    lossless: bool = False
-    workers: int = 0
-    bar: Progress | None = None
 
 
 def check_options(network: ReversibleAnonymizer, hiding: Hiding) -> None:
@@ -199,7 +152,7 @@ def anonymize_files(
         ValueError: As :func:`anonymize`.
         OSError: As :func:`anonymize`.
     """
-    pictures, clips = _parted(found, running.devices)
+    pictures, clips = _parted(found, running)
     gate, detector = Gate(), default_detector()
     spared, digests = _spared(except_for, detector, network.size) if except_for else ([], ())
     hiding = replace(hiding, spared=digests)
@@ -208,9 +161,8 @@ def anonymize_files(
         codes, count = partial(_codes, network), network.attributes
         job = Anonymizing(folder, manifest, bar, hiding, secret, detector, gate.threshold, codes, known, count)
         step = PhotoStep(network, "anonymize", job.key_of)
-        turning = Turning(network, running.batch_size, running.accelerator, running.lossless)
         for clip in clips:
-            anonymize_clip(clip, job, turning, gate)
+            anonymize_clip(clip, job, network.to(running.device), running, gate)
         return _predict(job, pictures, step, PasteBack(gate, detector), running, hiding.keep_metadata)
 
 
@@ -227,6 +179,7 @@ def recover(
     workers: int = 2,
     accelerator: str = "auto",
     devices: int | str = 1,
+    trainer: str | None = None,
 ) -> int:
     """Recover anonymized pictures: `keyveil recover safe/ --out back/`. The pictures and the secret are all it takes.
 
@@ -243,6 +196,7 @@ def recover(
         workers: Pictures read ahead, each in a thread of its own.
         accelerator: Lightning's.
         devices: Lightning's.
+        trainer: A YAML of configs/trainer that names accelerator, devices, nodes and strategy in their place.
 
     Returns:
         0, or 1 if a picture could not be done.
@@ -255,7 +209,7 @@ def recover(
     chosen = method or method_of(found)
     network, name = (None, "none") if chosen is None else load_photo_method(chosen, weights, refine, accelerator)
     secret = read_secret(secret_file)
-    running = Running(batch_size, accelerator, devices, lossless, workers)
+    running = Running(batch_size, accelerator, devices, lossless, workers).on(trainer)
     return recover_files(found, folder, network, name, secret, running, keep_metadata)
 
 
@@ -286,12 +240,12 @@ def recover_files(
         ValueError: As :func:`recover`.
         OSError: As :func:`recover`.
     """
-    pictures, clips = _parted(found, running.devices)
+    pictures, clips = _parted(found, running)
     with _Folder(folder) as manifest, running.bar or _progress(len(found), "recovering") as bar:
         job = Recovering(folder, manifest, bar, network, name, secret, keep_metadata)
         step = None if network is None else PhotoStep(network, "recover", job.key_of, job.code_of)
         for clip in clips:
-            recover_clip(clip, job, Turning(network, running.batch_size, running.accelerator, running.lossless))
+            recover_clip(clip, job, network and network.to(running.device), running)
         return _predict(job, pictures, step, PasteBack(), running, keep_metadata)
 
 
@@ -355,8 +309,8 @@ class _Folder:
     """An output folder that is this run's own, and its manifest."""
 
     def __init__(self, folder: Path) -> None:
-        rank = int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)  # of several processes
-        self.folder, self.name = folder, manifests.NAME if rank == 0 else f"manifest.{rank}.jsonl"
+        rank = _rank()
+        self.folder, self.name = folder, f"manifest.{rank}.jsonl" if rank else manifests.NAME
         self.lock = FileLock(folder / f".{self.name}.lock", timeout=0)
 
     def __enter__(self) -> manifests.Manifest:
@@ -375,14 +329,23 @@ class _Folder:
         self.lock.release()
 
 
-def _parted(found: list[Found], devices: int | str) -> tuple[list[Found], list[Found]]:
+def _rank() -> str:
+    """What tells this process from others of the same run; nothing of the first, or of the only one."""
+    told = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")  # torchrun, SLURM
+    if told is None:  # Lightning's own launcher
+        node, local = os.environ.get("NODE_RANK") or "0", os.environ.get("LOCAL_RANK") or "0"
+        told = local if node == "0" else f"{node}-{local}"
+    return "" if told == "0" else told
+
+
+def _parted(found: list[Found], running: Running) -> tuple[list[Found], list[Found]]:
     """Pictures, and clips.
 
     Raises:
         ValueError: There are clips, and more than one device.
     """
     clips = [one for one in found if one.path.suffix.lower() in CLIPS]
-    if clips and str(devices) != "1":
+    if clips and (str(running.devices), running.num_nodes) != ("1", 1):
         raise ValueError("clips are done on one device: leave --devices at 1, or take the clips out")
     return [one for one in found if one not in clips], clips
 
@@ -403,43 +366,6 @@ def _read(path: Path) -> Any:
         return read_photo(Found(path, path.name))
     except OSError as error:
         raise OSError(f"{path}: {error}") from error
-
-
-def load_photo_method(
-    chosen: str, weights: str | None, refine: int | None, accelerator: str
-) -> tuple[ReversibleAnonymizer, str]:
-    """The method with its weights, and the name that records call it by.
-
-    Raises:
-        ValueError: There is no such method, or it has learned nothing.
-    """
-    if chosen not in METHODS and not Path(chosen).suffix:
-        raise ValueError(f"expected a method of {', '.join(METHODS)} or a YAML file, got {chosen!r}")
-    entry = dict(METHODS.get(chosen, {"config": chosen}))
-    if weights:
-        entry["weights"] = weights
-    if entry.get("weights") == chosen and chosen not in cards():
-        raise ValueError(f"there are no weights of {chosen} yet: train it, and name them by --weights")
-    if refine is None and chosen == "ifadit":
-        refine = REFINE["cpu" if accelerator == "cpu" or not torch.cuda.is_available() else "other"]
-    if refine is not None:
-        entry["init_args"] = {**entry.get("init_args", {}), "refine": refine}
-    network, _ = load_method(method_spec(entry))
-    if not entry.get("weights") and weights_hash(network) != "none":
-        raise ValueError(f"{chosen} has to be trained first: name what it has learned by --weights")
-    return network, chosen if chosen in METHODS else Path(chosen).stem
-
-
-def method_of(found: list[Found]) -> str | None:
-    """The method that pictures need to be recovered; ``None`` where all are sealed or cannot be read."""
-    for one in found:
-        try:
-            record = parse_record(peek(one.path), sidecar(one.path))
-        except (OSError, ValueError):
-            continue  # told when its turn comes
-        if record.faces and any(face.seal is None for face in record.faces):
-            return record.header.method if record.header.method in METHODS else None
-    return None
 
 
 def _spared(path: str, detector: Detector, size: int) -> tuple[list[np.ndarray], tuple[str, ...]]:
@@ -491,6 +417,6 @@ def _predict(
             raise AssertionError("a face without a method")
         job.close()
         return int(job.failures > 0)
-    predict_photos(step, photos, paste, running.accelerator, running.devices)
+    predict_photos(step, photos, paste, running.trainer)
     job.close()
     return int(paste.failures > 0)

@@ -18,16 +18,8 @@ from rich.progress import Progress, TaskID
 
 from datamodules.photo_files import SIDECAR, Found, find_photos
 from experiments.anonymizing import Hiding
-from experiments.photos import (
-    METHODS,
-    Running,
-    anonymize_files,
-    check_options,
-    load_photo_method,
-    method_of,
-    needs_secret,
-    recover_files,
-)
+from experiments.photo_methods import METHODS, Running, load_photo_method, method_of
+from experiments.photos import anonymize_files, check_options, needs_secret, recover_files
 from lightning_modules import manifest as manifests
 from lightning_modules.anonymizer import ReversibleAnonymizer
 from lightning_modules.keys import Secret

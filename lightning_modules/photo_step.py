@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -63,17 +63,23 @@ class PhotoStep(L.LightningModule):
 
 
 def predict_photos(
-    step: PhotoStep, photos: L.LightningDataModule, paste: L.Callback, accelerator: str, devices: int | str
+    step: PhotoStep, photos: L.LightningDataModule, paste: L.Callback, machines: Mapping[str, Any]
 ) -> None:
-    """One pass over faces under Lightning, which says nothing of itself."""
+    """One pass over faces under Lightning, which says nothing of itself.
+
+    Args:
+        step: What becomes of a batch of faces.
+        photos: The faces.
+        paste: What puts them back.
+        machines: What Lightning's trainer is told of accelerator, devices, nodes and strategy.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it tells of devices and tips
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*(infer the batch indices|num_workers|IterableDataset|GPU available)"
         )
         L.Trainer(
-            accelerator=accelerator,
-            devices=devices,
+            **machines,
             callbacks=[paste],
             logger=False,
             enable_checkpointing=False,

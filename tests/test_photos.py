@@ -68,8 +68,8 @@ def record(path):
     return Record.from_json(read_photo(Found(Path(path), "x")).record)
 
 
-def entries(folder="safe"):
-    return [json.loads(line)["entry"] for line in Path(folder, "manifest.jsonl").read_text().splitlines()]
+def entries(folder="safe", name="manifest.jsonl"):
+    return [json.loads(line)["entry"] for line in Path(folder, name).read_text().splitlines()]
 
 
 def files(folder):
@@ -566,6 +566,70 @@ main(["anonymize", "in", "--out", "safe", "--method", "toy.yaml", "--accelerator
     assert entries()[-1] == {"pictures": 3, "counts": {"done before": 1, "anonymized": 2}}
     assert not list(Path("safe").glob(".*.part"))
     assert main(["verify", "safe"]) == 0
+
+
+@pytest.mark.slow
+def test_a_trainer_file_names_the_machines_and_each_process_does_its_share():
+    for seed in range(5):
+        save(f"in/{seed}.png", seed=seed)
+    room = Path(__file__).parent
+    Path("several.py").write_text(f"""
+import random, sys
+sys.path[:0] = [{str(room)!r}, {str(room.parent)!r}]
+import experiments.anonymizing, experiments.photos, lightning_modules.callbacks.paste_back as gate
+from toy_photos import ToyDetector, ToyJudge
+from experiments.cli import main
+from lightning_modules.callbacks.paste_back import Gate
+from lightning_modules.keys import Cost
+experiments.photos.default_detector = ToyDetector
+experiments.photos.Gate = lambda: Gate(ToyJudge(), 0.9)
+experiments.anonymizing.Cost = lambda: Cost(1, 64, 1)
+gate.TRIES = 16
+sys.exit(main())
+""")
+    machines = "trainer: {accelerator: cpu, devices: 2, strategy: ddp, max_steps: 5, precision: bf16-mixed}"
+    Path("two.yaml").write_text(machines)
+    for verb, given, out in (("anonymize", "in", "safe"), ("recover", "safe", "back")):
+        command = [sys.executable, "several.py", verb, given, "--out", out, "--method", "toy.yaml"]
+        done = subprocess.run([*command, "--trainer", "two.yaml"], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert files(out) == [*(f"{seed}.png" for seed in range(5)), "manifest.1.jsonl", "manifest.jsonl"]
+        assert main(["verify", out]) == 0
+        assert sorted(entries(out, name)[-1]["pictures"] for name in files(out)[5:]) == [2, 3]
+    for seed in range(5):
+        before, safe, back = (
+            np.array(Image.open(f"{folder}/{seed}.png")).astype(float) for folder in ("in", "safe", "back")
+        )
+        assert abs(back - before).mean() < 0.2 * abs(safe - before).mean()
+
+
+def test_a_trainer_file_must_name_a_trainer(capsys):
+    save("a.png")
+    Path("none.yaml").write_text("model: {}")
+    assert hide("a.png", trainer="none.yaml") == hide("a.png", trainer="missing.yaml") == 1
+    told = capsys.readouterr().err
+    assert "none.yaml has no trainer" in told
+    assert "no configuration at missing.yaml" in told
+
+
+@pytest.mark.parametrize(
+    ("told", "rank"),
+    [
+        ({}, ""),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "0"}, ""),
+        ({"LOCAL_RANK": "3"}, "3"),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "2"}, "2-0"),
+        ({"RANK": "9", "LOCAL_RANK": "1"}, "9"),
+        ({"SLURM_PROCID": "0"}, ""),
+        ({"SLURM_PROCID": "4", "LOCAL_RANK": "0"}, "4"),
+    ],
+)
+def test_each_process_of_a_cluster_has_a_manifest_of_its_own(told, rank, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert experiments.photos._rank() == rank
 
 
 def test_another_secret_or_other_options_are_not_taken_for_done(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from toy_photos import ToyDetector, ToyJudge, picture
 
-import experiments.photos
+import experiments.photo_methods
 from experiments.serve import Desk, build, launch
 from lightning_modules.callbacks.paste_back import Gate
 from lightning_modules.keys import Cost
@@ -25,7 +25,7 @@ def desk(monkeypatch, tmp_path):
     monkeypatch.setattr("experiments.photos.Gate", lambda: Gate(ToyJudge(), 0.9))
     monkeypatch.setattr("experiments.anonymizing.Cost", lambda: Cost(1, 64, 1))
     (tmp_path / "toy.yaml").write_text("model: {class_path: toy_photos.ToyMethod}")
-    monkeypatch.setitem(experiments.photos.METHODS, "toy", {"config": str(tmp_path / "toy.yaml")})
+    monkeypatch.setitem(experiments.photo_methods.METHODS, "toy", {"config": str(tmp_path / "toy.yaml")})
     (tmp_path / "desk").mkdir()
     return Desk(tmp_path / "desk", accelerator="cpu")
 
