@@ -22,7 +22,7 @@ from experiments.photo_jobs import LABEL, PhotoJob, parse_record
 from experiments.photo_methods import Running
 from experiments.recovering import Recovering, place_of
 from lightning_modules.anonymizer import ReversibleAnonymizer
-from lightning_modules.callbacks.paste_back import TRIES, Gate, StillRecognizedError, put_back
+from lightning_modules.callbacks.paste_back import TRIES, Gate, StillRecognizedError, misplaced, put_back
 from lightning_modules.carriers import from_pixels, to_pixels
 from lightning_modules.keys import FaceRecord, Key, MasterKey, fresh
 from lightning_modules.keys.record import MOST
@@ -61,7 +61,7 @@ def anonymize_clip(found: Found, job: Anonymizing, network: ReversibleAnonymizer
         master, faces = job.master or MasterKey.from_seed(0), Faces()
         for track in tracks:
             asked = job.ask()
-            nonce = _nonce(track.crops, asked, master, network, gate)
+            nonce = _nonce(track.crops, asked, master, network, job, gate)
             for number, place in track.places.items():
                 faces.setdefault(number, []).append((place._replace(attributes=asked), nonce))
         clip = _Clip(found, digest, job, network, running, faces, master)
@@ -120,23 +120,39 @@ def _told(found: Found, job: PhotoJob, running: Running, work: Callable[[str], N
 
 @torch.no_grad()
 def _nonce(
-    crops: list[ndarray], asked: tuple[int, ...], master: MasterKey, network: ReversibleAnonymizer, gate: Gate
+    crops: list[ndarray],
+    asked: tuple[int, ...],
+    master: MasterKey,
+    network: ReversibleAnonymizer,
+    job: Anonymizing,
+    gate: Gate,
 ) -> bytes:
-    """A nonce under which nobody of a track's crops is still known.
+    """A nonce under which nobody of a track's crops is still known, and the fewest faces are no longer found.
 
     Raises:
-        StillRecognizedError: There is none.
+        StillRecognizedError: Somebody is known under each that was tried.
     """
     attributes = torch.tensor(asked, dtype=torch.float32).expand(len(crops), -1)
     face = face_batch(torch.stack([from_pixels(crop) for crop in crops]), attributes=attributes)
     face = FaceBatch(*(value.to(network.device) for value in face))
+    best: tuple[int, bytes] | None = None
     for _ in range(TRIES if network.key_spec.kind != "none" else 1):
         nonce = fresh()
         key = master.derive(LABEL, nonce)
         made = PhotoStep(network, "anonymize", lambda sample, key=key: key).predict_step(face)
-        if max(gate.similarity(crops, [to_pixels(image) for image in made])) <= gate.threshold:
-            return nonce
-    raise StillRecognizedError("somebody in it is still recognized under every key tried, so the clip is not written")
+        made = [to_pixels(image) for image in made]
+        if not max(gate.similarity(crops, made)) <= gate.threshold:
+            continue
+        lost = sum(misplaced(job.detector, *pair) for pair in zip(crops, made, strict=True))
+        if best is None or lost < best[0]:
+            best = lost, nonce
+        if not lost:
+            break
+    if best is None:
+        raise StillRecognizedError(
+            "somebody in it is still recognized under every key tried, so the clip is not written"
+        )
+    return best[1]
 
 
 class _Clip:

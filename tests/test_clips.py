@@ -3,6 +3,7 @@
 import json
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from datamodules.clips import follow, frames, output_name
 from datamodules.detection import Detection
 from experiments.cli import main
 from lightning_modules.callbacks.paste_back import Gate
-from lightning_modules.keys import Cost, Record
+from lightning_modules.keys import Cost, MasterKey, Record
 
 av = pytest.importorskip("av")
 
@@ -233,6 +234,35 @@ def test_somebody_who_stays_recognized_is_not_written(monkeypatch, capsys):
     assert "1 of its people are still recognized" in capsys.readouterr().err
     assert not list(Path("safe").glob("*.mkv*"))
     assert not list(Path("safe").glob(".*.part"))
+
+
+@pytest.mark.parametrize(("misses", "taken"), [((0, 0, 0, 0), 0), ((2, 1, 0, 0), 2), ((2, 2, 1, 2), 2)])
+def test_of_the_keys_tried_a_track_gets_one_under_which_faces_are_still_found(misses, taken, monkeypatch):
+    crops, tried, asked = [picture(1)[:64, :64]] * 2, [], []
+
+    class Misses:
+        name = "misses"
+
+        def detect(self, pixels):
+            box = [Detection(np.array([10, 10, 50, 50], np.float32), 0.9, np.zeros((5, 2), np.float32))]
+            if (pixels == crops[0]).all():
+                return box
+            asked.append(len(tried))
+            return [] if asked.count(len(tried)) <= misses[len(tried) - 1] else box
+
+    class Turned:
+        size, key_spec, device = 64, SimpleNamespace(kind="bits"), "cpu"
+
+        def predict_step(self, face):
+            return -face.image
+
+    monkeypatch.setattr(experiments.clips, "PhotoStep", lambda network, verb, key_of: network)
+    monkeypatch.setattr(experiments.clips, "fresh", lambda: tried.append(bytes([len(tried)]) * 16) or tried[-1])
+    gate = SimpleNamespace(similarity=lambda before, after: [0.0] * len(before), threshold=0.9)
+    job = SimpleNamespace(detector=Misses())
+    nonce = experiments.clips._nonce(crops, (), MasterKey.from_seed(0), Turned(), job, gate)
+    assert nonce[0] == taken
+    assert len(tried) == misses.index(0) + 1 if 0 in misses else 4
 
 
 def test_a_turned_clip_is_written_upright():

@@ -171,6 +171,14 @@ def _resample(values: ndarray, to_crop: ndarray, extent: tuple[int, int], how: i
     return cv2.warpAffine(values, to_crop, extent, flags=how | cv2.WARP_INVERSE_MAP, borderMode=border)
 
 
+def misplaced(detector: Detector, crop: UInt8[ndarray, "s s 3"], written: UInt8[ndarray, "s s 3"]) -> bool:
+    """Whether the face that a crop is of is not found there any more in what was written; without one, never."""
+    before = main_face(detector.detect(crop), *crop.shape[:2])
+    if before is None:
+        return False
+    return not any(overlap(before.box, after.box) >= OVERLAP for after in detector.detect(written))
+
+
 _OF_A_TRY = ("made", "nonces", "touched", "similarity", "misplaced")  # of an open picture
 
 
@@ -251,7 +259,8 @@ class PasteBack(BasePredictionWriter):
             opened.similarity = list(zip(before, after, strict=True))
             known = [index for index, value in enumerate(after) if not value <= self.gate.threshold]
             seen = enumerate(zip(opened.crops, written, strict=True))
-            opened.misplaced = [index for index, crops in seen if tries > 1 and self._misplaced(*crops)]
+            looking = self.detector is not None and tries > 1
+            opened.misplaced = [index for index, crops in seen if looking and misplaced(self.detector, *crops)]
             if not known and (best is None or len(opened.misplaced) < best[0]):
                 best = len(opened.misplaced), pixels, {name: list(getattr(opened, name)) for name in _OF_A_TRY}
             if not known and not opened.misplaced:
@@ -263,13 +272,6 @@ class PasteBack(BasePredictionWriter):
         told = f"{len(known)} of its {len(opened.places)} faces {'is' if len(known) == 1 else 'are'}"
         often = "once" if tries == 1 else f"with {tries} keys"
         raise StillRecognizedError(f"{told} still recognized, tried {often}, so the picture is not written")
-
-    def _misplaced(self, crop: UInt8[ndarray, "s s 3"], written: UInt8[ndarray, "s s 3"]) -> bool:
-        """Whether the face that a crop is of is not found there any more."""
-        before = None if self.detector is None else main_face(self.detector.detect(crop), *crop.shape[:2])
-        if self.detector is None or before is None:
-            return False
-        return not any(overlap(before.box, after.box) >= OVERLAP for after in self.detector.detect(written))
 
     @staticmethod
     def _again(opened: OpenPhoto, index: int, photos: Photos, step: L.LightningModule) -> UInt8[ndarray, "s s 3"]:
