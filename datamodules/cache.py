@@ -22,6 +22,7 @@ from datamodules.archives import cache_folder, fresh, progress
 from datamodules.batch import FaceBatch, face_batch
 from datamodules.detection import Detector, default_detector
 from datamodules.sources import FaceSource, Picture
+from datamodules.stream import Turn
 
 # Changes a crop and its place together: (image (s, s, 3) uint8, place (2, 3), seed) -> (image, place)
 Augment = Callable[[ndarray, ndarray, int], tuple[ndarray, ndarray]]
@@ -34,7 +35,8 @@ class AlignedFaces(Dataset[FaceBatch]):
         folder: What :func:`aligned_faces` wrote.
         identities: Number of each person.
         attributes: Attributes of a picture's file as -1 / +1, ``(m,)`` float32; ``None`` gives none.
-        augment: What to do to a face before it is handed out; ``None`` hands it out as it is.
+        augment: What to do to a face before it is handed out, by the seed of its turn (without one, its row); ``None``
+            hands it out as it is.
     """
 
     def __init__(
@@ -61,11 +63,11 @@ class AlignedFaces(Dataset[FaceBatch]):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, row: int) -> FaceBatch:
+    def __getitem__(self, at: int | Turn) -> FaceBatch:
+        row, seed = at if isinstance(at, Turn) else (at, at)
         image, place = np.array(self.images[row]), self._place[row]
         if self.augment is not None:
-            # torch's numbers, since loaders seed them by worker and epoch
-            image, moved = self.augment(image, place.numpy(), int(torch.randint(2**31, ())))
+            image, moved = self.augment(image, place.numpy(), seed)
             place = torch.from_numpy(moved)
         # in numpy: a face is too small for torch's threads, which fight with the loader's workers
         pixels = image.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(127.5) - np.float32(1)

@@ -19,13 +19,13 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy import ndarray
 from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.batch import FaceBatch
 from datamodules.cache import AlignedFaces, Augment, aligned_faces
 from datamodules.detection import Detector
 from datamodules.sources import FaceSource, Picture
 from datamodules.splits import SPLITS, Split, split_of
+from datamodules.stream import Stream
 
 NEEDED: dict[TrainerFn, tuple[Split, ...]] = {
     TrainerFn.FITTING: ("train", "val"),
@@ -39,9 +39,9 @@ class FaceDataModule(L.LightningDataModule):
     """Aligned faces of one data set, split by person (:func:`~datamodules.splits.split_of`).
 
     A split is aligned the first time it is needed and read from the cache after that. People of the training
-    split are numbered from 0 without a gap, then those of validation and test. The order of training depends
-    on the run's seed and the epoch alone: with ``batch_size`` halved, two processes see together what one
-    does.
+    split are numbered from 0 without a gap, then those of validation and test. What comes next in
+    training depends on the run's seed and on how many faces came before alone: with ``batch_size`` halved, two
+    processes see together what one does, and a resumed run goes on where it was.
 
     Args:
         faces: Data set, such as :class:`datamodules.datasets.LFW`.
@@ -164,13 +164,11 @@ class FaceDataModule(L.LightningDataModule):
             if self.chosen[split]:
                 self.dataset(split)
 
-    def train_dataloader(self) -> DataLoader[FaceBatch]:
-        """Shuffled training faces; a last batch that is not full is dropped: losses compare within one."""
-        faces, (processes, rank) = self.dataset("train"), self._processes
-        # the sampler adds the epoch to it: one seed's epochs must not be the next seed's
-        seed = 1_000_003 * int(os.environ.get("PL_GLOBAL_SEED", 0))
-        sampler = DistributedSampler(faces, processes, rank, shuffle=True, seed=seed, drop_last=True)
-        return self._loader(faces, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
+    def train_dataloader(self) -> Stream:
+        """Shuffled training faces without an end, in batches that are all full: losses compare within one."""
+        processes, rank = self._processes
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        return Stream(self.dataset("train"), self.batch_size, seed, processes, rank, **self._reading)
 
     def gallery_dataloader(self) -> DataLoader[FaceBatch]:
         """All training faces in order and as they are, on every process: what a method fits or looks up."""
@@ -218,13 +216,16 @@ class FaceDataModule(L.LightningDataModule):
         return self._loader(faces, sampler=sampler, batch_size=even(len(faces), processes, self.batch_size))
 
     def _loader(self, faces: AlignedFaces, **how: Any) -> DataLoader[FaceBatch]:
-        return DataLoader(
-            faces,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-            **{"batch_size": self.batch_size, **how},
-        )
+        return DataLoader(faces, **{"batch_size": self.batch_size, **how}, **self._reading)
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        """How every loader reads."""
+        return {
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": self.num_workers > 0,
+        }
 
 
 def even(faces: int, processes: int, batch_size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from hashlib import sha256
 from typing import Any
 
@@ -11,13 +12,13 @@ from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.archives import cache_folder
 from datamodules.batch import FaceBatch, face_batch
 from datamodules.faces import FaceDataModule
 from datamodules.files import write_tensors
 from datamodules.splits import Split
+from datamodules.stream import Stream, Turn
 
 
 class Codes(Dataset[FaceBatch]):
@@ -34,7 +35,8 @@ class Codes(Dataset[FaceBatch]):
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, row: int) -> FaceBatch:
+    def __getitem__(self, at: int | Turn) -> FaceBatch:
+        row = at.row if isinstance(at, Turn) else at
         blank = torch.full((3, 1, 1), -1.0)
         return face_batch(blank, z=self.codes[row], identity=self.identity[row], sample=torch.tensor(row))
 
@@ -66,12 +68,11 @@ class LatentDataModule(L.LightningDataModule):
         """
         return Codes(*gallery_codes(self.faces, self.recognizer))
 
-    def train_dataloader(self) -> DataLoader[FaceBatch]:
-        """Shuffled codes."""
+    def train_dataloader(self) -> Stream:
+        """Shuffled codes without an end."""
         codes = self.codes()
         world, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        sampler = DistributedSampler(codes, world, rank, shuffle=True, drop_last=True)
-        return DataLoader(codes, self.batch_size, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
+        return Stream(codes, self.batch_size, int(os.environ.get("PL_GLOBAL_SEED", 0)), world, rank)
 
     def gallery_dataloader(self) -> Any:
         """All codes, in order."""

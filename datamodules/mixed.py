@@ -7,50 +7,62 @@ from itertools import accumulate
 from typing import Any
 
 import lightning as L
-from torch.utils.data import DataLoader
 
 from datamodules.batch import FaceBatch
 from datamodules.faces import FaceDataModule
 from datamodules.splits import Split
+from datamodules.stream import Stream
 
 
 class MixedLoader:
-    """Batches of several loaders by share, in an order without chance: each batch is whole of one loader.
+    """Batches of several streams by share, in an order without chance: each batch is whole of one stream.
 
-    The next batch comes from the loader that is furthest behind its share, so every process of a training takes
-    them in the same order. A loader that ends starts anew, reshuffled; a pass ends with the first loader's.
+    The next batch comes from the stream that is furthest behind its share, so every process of a training takes
+    them in the same order. A pass is about as long as the first stream's.
 
     Args:
-        loaders: Loaders, the first of which measures a pass.
+        streams: Streams, the first of which measures a pass.
         shares: What share of the batches each gives; positive.
         first: What to add to the numbers of each one's people, so that nobody of one is somebody of another.
     """
 
-    def __init__(self, loaders: list[DataLoader[FaceBatch]], shares: list[float], first: list[int]) -> None:
-        self.loaders, self.first = loaders, first
+    def __init__(self, streams: list[Stream], shares: list[float], first: list[int]) -> None:
+        self.streams, self.first = streams, first
         self.shares = [share / sum(shares) for share in shares]
-        self._passes = 0
+        self.given = [0] * len(streams)
 
     def __len__(self) -> int:
-        return round(len(self.loaders[0]) / self.shares[0])
+        return round(len(self.streams[0]) / self.shares[0])
 
     def __iter__(self) -> Iterator[FaceBatch]:
-        running = [self._start(loader) for loader in self.loaders]
-        given = [0] * len(self.loaders)
-        for count in range(1, len(self) + 1):
-            at = max(range(len(given)), key=lambda i: self.shares[i] * count - given[i])
-            given[at] += 1
+        running = [iter(stream) for stream in self.streams]
+        for _ in range(len(self)):
+            count = sum(self.given) + 1
+            at = max(range(len(self.given)), key=lambda i: self.shares[i] * count - self.given[i])
             batch = next(running[at], None)
             if batch is None:
-                running[at] = self._start(self.loaders[at])
+                running[at] = iter(self.streams[at])
                 batch = next(running[at])
+            self.given[at] += 1
             yield _numbered(batch, self.first[at])
 
-    def _start(self, loader: DataLoader[FaceBatch]) -> Iterator[FaceBatch]:
-        self._passes += 1
-        if hasattr(loader.sampler, "set_epoch"):  # Lightning cannot see into here
-            loader.sampler.set_epoch(self._passes)
-        return iter(loader)
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches each stream gave, and where it is."""
+        return {"given": list(self.given), "streams": [stream.state_dict() for stream in self.streams]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: They are of another number of streams.
+        """
+        if len(state["streams"]) != len(self.streams):
+            raise ValueError(
+                f"the checkpoint was trained on {len(state['streams'])} data sets at once, this is {len(self.streams)}"
+            )
+        self.given = list(state["given"])
+        for stream, at in zip(self.streams, state["streams"], strict=True):
+            stream.load_state_dict(at)
 
 
 def _numbered(batch: FaceBatch, first: int) -> FaceBatch:

@@ -1,20 +1,35 @@
+import itertools
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from test_datasets import MiddleFace
-from torch.utils.data import DataLoader
 
 from datamodules.batch import face_batch
 from datamodules.datasets import ImageFolderFaces
 from datamodules.faces import FaceDataModule
 from datamodules.latent import gallery_codes
 from datamodules.mixed import MixedFaceDataModule, MixedLoader
+from datamodules.stream import Stream
+
+
+class Rows(torch.utils.data.Dataset):
+    """Faces that are asked for by their turn."""
+
+    def __init__(self, faces):
+        self.faces = faces
+
+    def __len__(self):
+        return len(self.faces)
+
+    def __getitem__(self, turn):
+        return self.faces[turn.row]
 
 
 def loader(value, count, batch_size=2):
     faces = [face_batch(torch.full((3, 2, 2), value), sample=torch.tensor(i)) for i in range(count)]
-    return DataLoader(faces, batch_size)
+    return Stream(Rows(faces), batch_size, seed=0)
 
 
 def sources(mixed):
@@ -33,6 +48,22 @@ def test_a_short_part_starts_anew():
     assert drawn.count(1.0) == 6
 
 
+def test_a_resumed_mixture_goes_on_where_it_was():
+    def mixed():
+        return MixedLoader([loader(0.0, 12), loader(0.5, 10)], [1.0, 3.0], [0, 0])
+
+    def drawn(batches):
+        return [(float(batch.image.mean()), batch.sample.tolist()) for batch in batches]
+
+    whole, begun, resumed = mixed(), mixed(), mixed()
+    expected = drawn(itertools.chain(whole, whole))
+    assert drawn(itertools.islice(begun, 7)) == expected[:7]
+    resumed.load_state_dict(begun.state_dict())
+    assert drawn(itertools.islice(itertools.chain(resumed, resumed), len(expected) - 7)) == expected[7:]
+    with pytest.raises(ValueError, match="trained on 2 data sets at once, this is 1"):
+        MixedLoader([loader(0.0, 12)], [1.0], [0]).load_state_dict(begun.state_dict())
+
+
 def test_every_process_draws_in_the_same_order():
     parts = [loader(0.0, 12), loader(1.0, 8)]
     drawn = [sources(MixedLoader(parts, [1.0, 3.0], [0, 0])) for _ in range(2)]
@@ -44,7 +75,7 @@ def test_nobody_of_one_part_is_somebody_of_another():
         faces = [
             face_batch(torch.zeros(3, 2, 2), identity=torch.tensor(i), sample=torch.tensor(i)) for i in range(count)
         ]
-        return DataLoader(faces, 2)
+        return Stream(Rows(faces), 2, seed=0)
 
     mixed = MixedLoader([people(6), people(4)], [3.0, 2.0], [0, 6])
     seen = sorted(int(person) for batch in mixed for person in batch.identity)
