@@ -8,13 +8,16 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 # What Lightning says of every run of this kind: frozen networks stay in eval mode, steps are taken by hand.
 _NOISE = (
     "(?s).*(num_workers|LeafSpec|in eval mode at the start|pre-optimization state|log_every_n_steps"
     "|exists and is not empty|dataloader is not resumable)"
 )
+
+_RESUME = "auto: go on from the newest checkpoint of the run's folder that can be read, if there is one"
 
 SWITCHES = ("--dry_run", "--fresh", "--offline", "--keep_metadata", "--lossless")
 TRAINING = ("fit", "validate", "test", "predict")
@@ -47,6 +50,8 @@ def train(arguments: Sequence[str]) -> None:
 
     from lightning_modules.anonymizer import ReversibleAnonymizer
     from lightning_modules.callbacks import FaceWriter, RoundTripGrid, RoundTripMetrics, TrainingCheckpoint
+    from lightning_modules.callbacks.training_checkpoint import newest_checkpoint
+    from lightning_modules.trained import load_trained
 
     class KeyveilCLI(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -55,6 +60,36 @@ def train(arguments: Sequence[str]) -> None:
             parser.add_lightning_class_args(RoundTripMetrics, "metrics")
             parser.add_lightning_class_args(RoundTripGrid, "grid")
             parser.add_lightning_class_args(FaceWriter, "faces")
+            parser.add_argument("--resume", type=Literal["auto", "no"], default="no", help=_RESUME)
+
+        def _parse_ckpt_path(self) -> None:
+            """Nothing: our checkpoints hold no arguments, and damaged ones are told by :meth:`_check`."""
+
+        def before_fit(self) -> None:
+            """Find the checkpoint to go on from, and see that it can be read."""
+            told = self.config_init["fit"]
+            if told["resume"] == "auto" and not told.get("ckpt_path"):
+                folder = Path(self.trainer.default_root_dir) / "checkpoints"
+                told["ckpt_path"] = newest_checkpoint(told["checkpoint"].dirpath or folder)
+                print(f"going on from {told['ckpt_path'] or 'the beginning'}", file=sys.stderr)
+            self._check("fit")
+
+        def before_validate(self) -> None:
+            """See that the checkpoint can be read."""
+            self._check("validate")
+
+        def before_test(self) -> None:
+            """See that the checkpoint can be read."""
+            self._check("test")
+
+        def before_predict(self) -> None:
+            """See that the checkpoint can be read."""
+            self._check("predict")
+
+        def _check(self, verb: str) -> None:
+            path = self.config_init[verb].get("ckpt_path")
+            if path and str(path) not in ("last", "best", "hpc", "registry"):
+                load_trained(self.model, path)
 
     # Plain "omegaconf" resolves ${…} inside one file only; with "+" method, data and trainer files see each other.
     parser = {"parser_mode": "omegaconf+", "exit_on_error": False}
@@ -72,7 +107,7 @@ def train(arguments: Sequence[str]) -> None:
             args=None if arguments == sys.argv[1:] else list(arguments),
         )
     except SIGTERMException as stop:  # Lightning's leaves with code 0, as if all had been trained
-        print("stopped; the last checkpoint goes on with --ckpt_path", file=sys.stderr)
+        print("stopped; go on with --resume auto", file=sys.stderr)
         raise SystemExit(143) from stop
 
 

@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
+from datamodules.files import write_tensors
 from lightning_modules.keys import KeySpec
 from lightning_modules.trained import load_trained
 
@@ -28,6 +29,10 @@ def seed_of(*numbers: int) -> int:
     """A 63-bit seed from whole numbers, the same on every platform and in every process."""
     digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+class DivergedError(ValueError):
+    """Gradients that are infinite or not numbers."""
 
 
 class TrainingSteps(L.LightningModule):
@@ -127,13 +132,17 @@ class TrainingSteps(L.LightningModule):
             optimizer: Whose turn it is.
             batch_idx: Number of the batch, which tells where an accumulation ends.
             counts: Whether this step is the one that advances ``global_step``; true for exactly one optimizer.
+
+        Raises:
+            DivergedError: If a gradient is infinite or not a number; nothing was changed by it, and the batch is saved.
         """
         self.manual_backward(loss / self.accumulate)
         if (batch_idx + 1) % self.accumulate and not self.trainer.is_last_batch:
             return
-        if self.clip is not None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if self.clip is None else self.clip)
+        if not norm.isfinite() and getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            self._give_up()  # under fp16 the scaler leaves such a step out
         before, after = optimizer._on_before_step, optimizer._on_after_step
         if not counts:  # these two callbacks are Lightning's progress counter
             optimizer._on_before_step = optimizer._on_after_step = lambda: None
@@ -146,6 +155,25 @@ class TrainingSteps(L.LightningModule):
             schedulers = self.lr_schedulers()
             for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
                 scheduler.step()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Keep the batch at hand, in case it breaks the training."""
+        self._batch = batch
+
+    def _give_up(self) -> None:
+        """Save the batch that gave no numbers.
+
+        Raises:
+            DivergedError: Always; networks stay as they were before the step.
+        """
+        folder = Path(self.trainer.default_root_dir)
+        path = folder / f"diverged-step-{self.global_step}-process-{self.global_rank}.safetensors"
+        fields = self._batch._asdict() if hasattr(self._batch, "_asdict") else {}
+        write_tensors(path, {name: value for name, value in fields.items() if isinstance(value, Tensor)})
+        raise DivergedError(
+            f"the gradients of training step {self.global_step} are not numbers; its batch is in {path}. Go on from "
+            "the last checkpoint with a lower learning rate, or with clipping (model.init_args.clip)"
+        )
 
     def scheduled(self, *optimizers: torch.optim.Optimizer) -> Any:
         """What ``configure_optimizers`` returns: the optimizers, and their schedules if they decay.

@@ -120,4 +120,4 @@ def test_a_training_that_was_told_to_stop_does_not_count_as_done(capsys, monkeyp
     with pytest.raises(SystemExit) as exit_:
         main(["fit"])
     assert exit_.value.code == 143
-    assert "--ckpt_path" in capsys.readouterr().err
+    assert "--resume auto" in capsys.readouterr().err

@@ -1,15 +1,54 @@
-"""Checkpoints in training steps: the newest always under one name, and the end of a run never lost."""
+"""Checkpoints in training steps: the newest under one name, whole or not there, and the end of a run never lost."""
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes checkpoints beside their place, onto the disk, and then renames them.
+
+    Lightning's own are moved from the system's folder for temporary files, which is no renaming where that lies on
+    another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint, whole or not at all.
+
+        Raises:
+            OSError: If it cannot be written; what was there before is there still.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with beside.open("wb") as file:
+                try:
+                    torch.save(checkpoint, file)
+                except RuntimeError as error:  # torch's word for a full disk
+                    raise OSError(f"{path} cannot be written: {' '.join(str(error).split())[:200]}") from error
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 class TrainingCheckpoint(ModelCheckpoint):
-    """Writes ``checkpoints/last.ckpt`` every so many training steps, when a run ends, and when it breaks off.
+    """Writes ``checkpoints/last.ckpt`` every so many training steps, when a run ends, and when it is told to stop.
+
+    A run that breaks off between two batches saves, too, unless others run beside it, which would not save with it; one
+    that breaks off within a batch does not: some networks would have made the step, and others not.
 
     A run that starts anew in a folder that holds checkpoints moves them aside first (``checkpoints-1``, …); a resumed
     one goes on among them.
@@ -29,19 +68,22 @@ class TrainingCheckpoint(ModelCheckpoint):
             save_top_k=1,
             save_last=True,
             every_n_train_steps=every_n_train_steps,
-            save_on_exception=True,
             enable_version_counter=False,
         )
+        self._within, self._interrupted = False, None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Choose the folder."""
+        """Choose the folder, and how files are written."""
         if self.dirpath is None:
             self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFiles()
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """When training starts anew, move older checkpoints aside."""
         super().on_train_start(trainer, pl_module)
+        self._interrupted = _stop_between_batches(trainer)
         folder = Path(self.dirpath)
         if trainer.global_step or trainer.fast_dev_run or not trainer.is_global_zero:
             return
@@ -51,8 +93,69 @@ class TrainingCheckpoint(ModelCheckpoint):
                 number += 1
             folder.rename(aside)
 
+    def on_train_batch_start(self, trainer: L.Trainer, *others: Any) -> None:
+        """From here on networks are half-way."""
+        self._within = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, *others: Any) -> None:
+        """They have all made their step."""
+        self._within = False
+        super().on_train_batch_end(trainer, *others)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save what is whole."""
+        together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)  # that one reaches all processes
+        if trainer.state.fn == "fit" and together and not self._within and trainer.global_step:
+            self._save_newest(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let Ctrl-C stop at once again."""
+        if self._interrupted is not None:
+            signal.signal(signal.SIGINT, self._interrupted)
+            self._interrupted = None
+        super().teardown(trainer, pl_module, stage)
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the very last step too."""
         super().on_train_end(trainer, pl_module)
+        self._save_newest(trainer)
+
+    def _save_newest(self, trainer: L.Trainer) -> None:
         if self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def _stop_between_batches(trainer: L.Trainer) -> Any:
+    """Let signals be noted alone: Lightning's loop asks for SIGTERM between batches. What SIGINT did before.
+
+    The first Ctrl-C counts as SIGTERM, so that the step is made and saved; the second stops at once. Where there are
+    several processes, Lightning's own handler talks to the others in the midst of whatever they are exchanging.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: Any) -> None:
+        trainer._signal_connector.received_sigterm = True  # where Lightning keeps it
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    if trainer.world_size > 1:
+        signal.signal(signal.SIGTERM, note)
+    return before
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint of most training steps that can be read; ``None`` where there is none.
+
+    Args:
+        folder: Of ``.ckpt`` files.
+    """
+    found: list[tuple[int, bool, Path]] = []
+    for path in sorted(Path(folder).glob("*.ckpt")):
+        try:
+            steps = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        except Exception:  # whatever is wrong with it, another may do
+            continue
+        found.append((int(steps), path.name == "last.ckpt", path))
+    return max(found)[2] if found else None
