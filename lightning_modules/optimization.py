@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from datamodules.files import write_tensors
 from lightning_modules.keys import KeySpec
+from lightning_modules.processes import world
 from lightning_modules.trained import load_trained
 
 
@@ -174,6 +175,13 @@ class TrainingSteps(L.LightningModule):
             f"the gradients of training step {self.global_step} are not numbers; its batch is in {path}. Go on from "
             "the last checkpoint with a lower learning rate, or with clipping (model.init_args.clip)"
         )
+
+    def log_terms(self, terms: Mapping[str, Tensor]) -> None:
+        """Log the terms of a training step, each the mean over all processes."""
+        values = torch.stack([term.detach().float() for term in terms.values()])
+        if world()[0] > 1:
+            values = self.trainer.strategy.reduce(values, reduce_op="mean")
+        self.log_dict(dict(zip(terms, values, strict=True)))
 
     def scheduled(self, *optimizers: torch.optim.Optimizer) -> Any:
         """What ``configure_optimizers`` returns: the optimizers, and their schedules if they decay.

@@ -27,6 +27,7 @@ from lightning_modules.keys import KeyRing, KeySpec
 from lightning_modules.losses import feature_distance, landmark_error, ms_ssim_loss, weighted_sum
 from lightning_modules.networks.perceptual import Perceptual, choose
 from lightning_modules.optimization import TrainingSteps
+from lightning_modules.processes import neighbours
 
 
 @dataclass
@@ -228,14 +229,14 @@ class IFADITDisentangle(TrainingSteps, ReversibleAnonymizer):
         self.descend(weighted_sum(terms, self.weights), optimizer, batch_idx, counts=True)
         kind = "crossed" if crossed else "same"
         names = {"perceptual": "features" if self.lpips is None else "lpips"}
-        self.log_dict({f"train/{kind}/{names.get(name, name)}": term.detach() for name, term in terms.items()})
+        self.log_terms({f"train/{kind}/{names.get(name, name)}": term for name, term in terms.items()})
 
     def _strangers(self, z: Tensor, sample: Tensor) -> Tensor:
         """Another identity for each face: its neighbour's, or its own under a random key."""
         for transform in self._transform:
             key = self.training_keys(KeySpec.of(transform), sample, 0)
             return F.normalize(transform(z, key)[0], dim=1)
-        return z.roll(1, 0)
+        return neighbours(z)
 
     def _code(self, face: FaceBatch, w: Tensor) -> Tensor:
         """Squared error of the codes, which generated faces have.

@@ -30,6 +30,7 @@ from lightning_modules.losses import feature_distance, landmark_error, pull_toge
 from lightning_modules.networks.perceptual import Perceptual, choose
 from lightning_modules.optimization import TrainingSteps
 from lightning_modules.paste import match_border, match_tone, paste, seam
+from lightning_modules.processes import everyone, neighbours
 from lightning_modules.trained import load_trained
 
 Aim = Callable[[Tensor], Tensor]
@@ -289,7 +290,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         terms = {field.name: found.get(field.name, zero) for field in fields(self.weights)}
         self.descend(weighted_sum(terms, self.weights), self.optimizers(), batch_idx, counts=True)
         names = {"perceptual": "features" if self.lpips is None else "lpips"}
-        self.log_dict({f"train/{names.get(name, name)}": term.detach() for name, term in terms.items()})
+        self.log_terms({f"train/{names.get(name, name)}": term for name, term in terms.items()})
 
     def _terms(self, face: FaceBatch, right: Tensor, other: Tensor, *wrong: Tensor) -> dict[str, Tensor]:
         """The terms of methods.md 1.3, on pictures; a leg that only terms of weight 0 ask for is not rendered."""
@@ -339,7 +340,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         z = F.normalize(face.z, dim=1)
         hidden, hidden2 = self.transform(z, right)[0], self.transform(z, other)[0]
         # as far off as a rendered face's code is from the one it was given: a cosine of about 0.8
-        received = F.normalize(F.normalize(hidden, dim=1) + 0.75 * z.roll(1, 0), dim=1)
+        received = F.normalize(F.normalize(hidden, dim=1) + 0.75 * neighbours(z), dim=1)
         code = self.compensate(received, right)
         opened = self.open(code, right)
         lost = [self.open(self.compensate(received, key), key) for key in wrong]
@@ -355,7 +356,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
         pairs = [(a, b) for i, a in enumerate(strangers) for b in strangers[i + 1 :]][1:]  # all but (x, x_r)
         return {
             "privacy": sum(push_apart(z, code) for code in met),
-            "diversity": (push_apart(*met) if len(met) > 1 else 0) + spread(met[0]),
+            "diversity": (push_apart(*met) if len(met) > 1 else 0) + spread(everyone(met[0])),
             "security": sum(push_apart(a, b) for a, b in pairs) / len(pairs),
         }
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flows.precision import full_precision
+from lightning_modules.processes import variance
 
 
 class FaceDiscriminator(nn.Module):
-    """Judges whole pictures, with the spread of their batch, and reads attributes off them.
+    """Judges whole pictures, with the spread of their batch over all processes, and reads attributes off them.
 
     Strided convolutions down to 4 × 4, minibatch standard deviation and no norms (Karras et al., 2018 and 2020); its
     gradients are held by :func:`gradient_penalty`. A PatchGAN with spectral norms stayed at chance here: most patches
@@ -46,7 +47,7 @@ class FaceDiscriminator(nn.Module):
         """Scores, higher for faces that look real, and logits of attributes."""
         features = F.adaptive_avg_pool2d(self.body(image), 4)
         pooled = features.mean((2, 3))
-        spread = (features.float().var(0, correction=0) + 1e-8).sqrt().mean().to(features).expand(len(image), 1, 4, 4)
+        spread = (variance(features.float()) + 1e-8).sqrt().mean().to(features).expand(len(image), 1, 4, 4)
         last = F.leaky_relu(self.last(torch.cat([features, spread], 1)), 0.2)
         logits = pooled[:, :0] if self.attributes is None else self.attributes(pooled)
         return self.score(last.flatten(1))[:, 0].float(), logits

@@ -27,6 +27,7 @@ from lightning_modules.keys import KeySpec
 from lightning_modules.losses import ms_ssim_loss, weighted_sum
 from lightning_modules.networks.discriminators import FaceDiscriminator, gradient_penalty
 from lightning_modules.optimization import TrainingSteps
+from lightning_modules.processes import everyone, neighbours
 from lightning_modules.sdn import losses
 from lightning_modules.sdn.networks import (
     Classifier,
@@ -286,7 +287,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
             with self.turn_of(optimizer):
                 terms = {self.first: loss_of(face)}
                 self.descend(terms[self.first], optimizer, batch_idx, counts=True)
-        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+        self.log_terms({f"train/{name}": term for name, term in terms.items()})
 
     def _joint_step(self, face: FaceBatch, batch_idx: int) -> dict[str, Tensor]:
         """Classifier, estimators, discriminator, then the generator, whose step counts."""
@@ -326,7 +327,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         """Right factors, another password's, wrong ones, and the attributes asked of the face (another one's)."""
         right, other = (self.training_keys(self.key_spec, face.sample, leg) for leg in (0, 1))
         own = face.attributes[:, : self.attributes]
-        asked = own.roll(1, 0)
+        asked = neighbours(own)
         factors, others = torch.cat([right, asked], 1), torch.cat([other, asked], 1)
         # the first two decide near or strange, bit or attribute; the largest of the others says which one
         chance = self.training_keys(KeySpec("normal", 2 + factors.shape[1]), face.sample, 2)
@@ -334,7 +335,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         if self.attributes:  # a bit or an attribute, equally often
             entry += 1e3 * torch.where(bit > 0, 1.0, -1.0) * (torch.arange(entry.shape[1]) < right.shape[1]).to(entry)
         missed = torch.where(F.one_hot(entry.argmax(1), entry.shape[1]).bool(), -factors, factors)
-        strange = torch.cat([other, own.roll(2, 0)], 1)
+        strange = torch.cat([other, neighbours(own, 2)], 1)
         return factors, others, torch.where(torch.special.ndtr(near) < self.near_misses, missed, strange), asked
 
     def _legs(self, image: Tensor, factors: Tensor, other: Tensor, wrong_factors: Tensor) -> Legs:
@@ -406,8 +407,8 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         bits = self._seen(factors)[:, : self.key_spec.length]
         ramp = min(1.0, self.global_step / max(1, self.information_warmup))
         likely = losses.gaussian_log_likelihood(original, *self.recovered_head(recovered)).mean()
-        hidden = losses.club(anonymized, *self.hidden_head(original))
-        self.log("train/club_nats", hidden.detach())  # as a term it has a weight that grows
+        hidden = losses.club(*(everyone(part) for part in (anonymized, *self.hidden_head(original))))
+        self.log_terms({"train/club_nats": hidden})  # as a term it has a weight that grows
         surrogate = image.new_zeros(())
         apart = losses.triplet(original, recovered, anonymized) + _far(anonymized, other)
         if legs.wrong is not None:
@@ -444,7 +445,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         if not self.weights.diversity:
             return image.new_zeros(())
         with torch.no_grad():
-            strangers = [self._within(image, with_means_of(image, image.roll(shift, 0))) for shift in (1, 2)]
+            strangers = [self._within(image, with_means_of(image, neighbours(image, shift))) for shift in (1, 2)]
         return losses.sameness(one, two, losses.apart(*strangers))
 
     def configure_optimizers(self) -> Any:
