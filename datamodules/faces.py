@@ -84,6 +84,8 @@ class FaceDataModule(L.LightningDataModule):
         self.without = without
         self.labels, self.wanted, self.detector = labels, attributes, detector
         self._sets: dict[Split, AlignedFaces] = {}
+        self._stream: Stream | None = None
+        self._resumed: dict[str, Any] = {}
 
     @cached_property
     def chosen(self) -> dict[Split, list[Picture]]:
@@ -168,7 +170,21 @@ class FaceDataModule(L.LightningDataModule):
         """Shuffled training faces without an end, in batches that are all full: losses compare within one."""
         processes, rank = self._processes
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        return Stream(self.dataset("train"), self.batch_size, seed, processes, rank, **self._reading)
+        before = self.state_dict()
+        again = bool(getattr(self.trainer, "overfit_batches", 0))
+        faces = self.dataset("train")
+        self._stream = Stream(faces, self.batch_size, seed, processes, rank, again=again, **self._reading)
+        if before:
+            self._stream.load_state_dict(before)
+        return self._stream
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream of training faces is."""
+        return self._resumed if self._stream is None else self._stream.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._resumed, self._stream = state_dict, None
 
     def gallery_dataloader(self) -> DataLoader[FaceBatch]:
         """All training faces in order and as they are, on every process: what a method fits or looks up."""

@@ -55,6 +55,8 @@ class LatentDataModule(L.LightningDataModule):
     def __init__(self, faces: L.LightningDataModule, recognizer: nn.Module, batch_size: int = 256) -> None:
         super().__init__()
         self.faces, self.recognizer, self.batch_size = faces, recognizer, batch_size
+        self._stream: Stream | None = None
+        self._resumed: dict[str, Any] = {}
 
     def prepare_data(self) -> None:
         """Compute the codes, on one process."""
@@ -72,7 +74,20 @@ class LatentDataModule(L.LightningDataModule):
         """Shuffled codes without an end."""
         codes = self.codes()
         world, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        return Stream(codes, self.batch_size, int(os.environ.get("PL_GLOBAL_SEED", 0)), world, rank)
+        before, again = self.state_dict(), bool(getattr(self.trainer, "overfit_batches", 0))
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self._stream = Stream(codes, self.batch_size, seed, world, rank, again=again)
+        if before:
+            self._stream.load_state_dict(before)
+        return self._stream
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream of codes is."""
+        return self._resumed if self._stream is None else self._stream.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._resumed, self._stream = state_dict, None
 
     def gallery_dataloader(self) -> Any:
         """All codes, in order."""

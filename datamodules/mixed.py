@@ -48,7 +48,11 @@ class MixedLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """How many batches each stream gave, and where it is."""
-        return {"given": list(self.given), "streams": [stream.state_dict() for stream in self.streams]}
+        return {
+            "given": list(self.given),
+            "shares": list(self.shares),
+            "streams": [stream.state_dict() for stream in self.streams],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there.
@@ -60,7 +64,8 @@ class MixedLoader:
             raise ValueError(
                 f"the checkpoint was trained on {len(state['streams'])} data sets at once, this is {len(self.streams)}"
             )
-        self.given = list(state["given"])
+        if state["shares"] == self.shares:  # others begin to count anew: nobody makes up for what was right then
+            self.given = list(state["given"])
         for stream, at in zip(self.streams, state["streams"], strict=True):
             stream.load_state_dict(at)
 
@@ -88,6 +93,8 @@ class MixedFaceDataModule(L.LightningDataModule):
         if not parts or len(shares) != len(parts) or min(shares) <= 0:
             raise ValueError(f"expected a positive share for each part, got {len(shares)} for {len(parts)} parts")
         self.parts, self.shares = parts, shares
+        self._mixed: MixedLoader | None = None
+        self._resumed: dict[str, Any] = {}
 
     def prepare_data(self) -> None:
         """Align what each part is about to need."""
@@ -96,7 +103,19 @@ class MixedFaceDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> MixedLoader:
         """Shuffled training faces of all parts."""
-        return MixedLoader([part.train_dataloader() for part in self._running], self.shares, self.first)
+        before = self.state_dict()
+        self._mixed = MixedLoader([part.train_dataloader() for part in self._running], self.shares, self.first)
+        if before:
+            self._mixed.load_state_dict(before)
+        return self._mixed
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the mixture is."""
+        return self._resumed if self._mixed is None else self._mixed.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._resumed, self._mixed = state_dict, None
 
     @property
     def first(self) -> list[int]:

@@ -84,6 +84,7 @@ class Stream:
         seed: Where order and changes come from.
         processes: How many processes share the stream.
         rank: Which one this is.
+        again: Whether every pass has the same faces in the same order, as to overfit on a few.
         **how: Passed on to the loader.
     """
 
@@ -94,11 +95,12 @@ class Stream:
         seed: int,
         processes: int = 1,
         rank: int = 0,
+        again: bool = False,
         **how: Any,
     ) -> None:
         most = max(1, len(faces) // processes)
         self.turns = Turns(len(faces), min(batch_size, most), seed, processes, rank)
-        self.loader, self.position = DataLoader(faces, batch_sampler=self.turns, **how), 0
+        self.loader, self.position, self.again = DataLoader(faces, batch_sampler=self.turns, **how), 0, again
 
     def __len__(self) -> int:
         return len(self.turns)
@@ -106,7 +108,7 @@ class Stream:
     def __iter__(self) -> Iterator[FaceBatch]:
         self.turns.start = self.position
         for batch in self.loader:
-            self.position += self.turns.together
+            self.position += 0 if self.again else self.turns.together
             yield batch
 
     def state_dict(self) -> dict[str, int]:

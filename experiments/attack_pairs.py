@@ -232,10 +232,10 @@ def _tuned(judge: Judge, known: Image, originals: Tensor, steps: int, seed: int)
     L.seed_everything(seed, workers=True, verbose=False)
     tuned = TunedJudge(judge, originals)
     trainer = L.Trainer(
-        accelerator=torch.device(judge.device).type,
+        accelerator=(device := torch.device(judge.device)).type,
+        devices=1 if device.index is None else [device.index],
         max_steps=steps,
         max_epochs=-1,
-        devices=1,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -243,7 +243,7 @@ def _tuned(judge: Judge, known: Image, originals: Tensor, steps: int, seed: int)
     )
     pairs = TensorDataset(known, torch.arange(len(known)))
     trainer.fit(tuned, DataLoader(pairs, TUNED_AT_ONCE, shuffle=True))
-    return tuned.eval().embed
+    return tuned.to(device).eval().embed  # Lightning leaves networks on the CPU
 
 
 def _adaptive(similarity: Tensor, told: dict[str, Any]) -> Measured:

@@ -213,6 +213,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; what was finished is kept", file=sys.stderr)
         return 130
+    except SystemExit as stop:
+        if type(stop).__name__ == "SIGTERMException":  # Lightning's, of a training within another verb; it has no code
+            print("stopped; what was finished is kept", file=sys.stderr)
+            return 143
+        raise
     except Exception as error:
         if os.environ.get("KEYVEIL_DEBUG") or not _told(error):
             raise

@@ -95,14 +95,14 @@ def anonymize(
     if (faces == "except") != bool(except_for):
         raise ValueError("--faces except and --except_for go together: whose faces stay as they are?")
     found, folder = _places(paths, out)
-    network, name = load_photo_method(method, weights, refine, accelerator)
+    running = Running(batch_size, accelerator, devices, lossless, workers).on(trainer)
+    network, name = load_photo_method(method, weights, refine, running.accelerator)
     steps = getattr(network, "refine", None)
     hiding = Hiding(
         name, weights_hash(network), network.size, mode, seal, header, faces, on_no_face, keep_metadata, steps
     )
     check_options(network, hiding)
     secret = read_secret(secret_file, confirm=True) if needs_secret(network, hiding) else None
-    running = Running(batch_size, accelerator, devices, lossless, workers).on(trainer)
     return anonymize_files(found, folder, network, hiding, secret, running, except_for)
 
 
@@ -207,9 +207,10 @@ def recover(
     """
     found, folder = _places(paths, out)
     chosen = method or method_of(found)
-    network, name = (None, "none") if chosen is None else load_photo_method(chosen, weights, refine, accelerator)
-    secret = read_secret(secret_file)
     running = Running(batch_size, accelerator, devices, lossless, workers).on(trainer)
+    loaded = None if chosen is None else load_photo_method(chosen, weights, refine, running.accelerator)
+    network, name = loaded or (None, "none")
+    secret = read_secret(secret_file)
     return recover_files(found, folder, network, name, secret, running, keep_metadata)
 
 
@@ -331,8 +332,10 @@ class _Folder:
 
 def _rank() -> str:
     """What tells this process from others of the same run; nothing of the first, or of the only one."""
-    told = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")  # torchrun, SLURM
-    if told is None:  # Lightning's own launcher
+    told = os.environ.get("RANK")  # torchrun
+    if told is None and "LOCAL_RANK" not in os.environ:
+        told = os.environ.get("SLURM_PROCID")
+    if told is None:  # Lightning's own launcher; within a job of SLURM too
         node, local = os.environ.get("NODE_RANK") or "0", os.environ.get("LOCAL_RANK") or "0"
         told = local if node == "0" else f"{node}-{local}"
     return "" if told == "0" else told

@@ -135,7 +135,7 @@ class TrainingSteps(L.LightningModule):
             counts: Whether this step is the one that advances ``global_step``; true for exactly one optimizer.
 
         Raises:
-            DivergedError: If a gradient is infinite or not a number; nothing was changed by it, and the batch is saved.
+            DivergedError: If a gradient is infinite or not a number: this optimizer makes no step, the batch is saved.
         """
         self.manual_backward(loss / self.accumulate)
         if (batch_idx + 1) % self.accumulate and not self.trainer.is_last_batch:
@@ -165,7 +165,7 @@ class TrainingSteps(L.LightningModule):
         """Save the batch that gave no numbers.
 
         Raises:
-            DivergedError: Always; networks stay as they were before the step.
+            DivergedError: Always.
         """
         folder = Path(self.trainer.default_root_dir)
         path = folder / f"diverged-step-{self.global_step}-process-{self.global_rank}.safetensors"

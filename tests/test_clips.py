@@ -262,7 +262,7 @@ def test_of_the_keys_tried_a_track_gets_one_under_which_faces_are_still_found(mi
     job = SimpleNamespace(detector=Misses())
     nonce = experiments.clips._nonce(crops, (), MasterKey.from_seed(0), Turned(), job, gate)
     assert nonce[0] == taken
-    assert len(tried) == misses.index(0) + 1 if 0 in misses else 4
+    assert len(tried) == (misses.index(0) + 1 if 0 in misses else 4)
 
 
 def test_a_turned_clip_is_written_upright():

@@ -179,6 +179,17 @@ def test_the_order_of_training_changes_by_pass_and_seed_and_repeats_otherwise(pe
     assert len({tuple(order(passes, seed)) for passes, seed in ((1, 0), (2, 0), (1, 1))}) == 3
 
 
+def test_a_data_module_goes_on_where_it_was_and_where_a_checkpoint_says(people):
+    data, fresh = module(people), module(people)
+    first = samples(data.train_dataloader())
+    resumed = module(people)
+    resumed.load_state_dict(data.state_dict())
+    second = samples(data.train_dataloader())
+    whole = fresh.train_dataloader()
+    assert first + second == samples(whole) + samples(whole)
+    assert samples(resumed.train_dataloader()) == second
+
+
 def test_readers_beside_change_neither_order_nor_faces(people):
     alone, helped = (
         module(people, augment=True, flip=True, num_workers=workers).train_dataloader() for workers in (0, 2)

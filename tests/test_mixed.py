@@ -60,6 +60,10 @@ def test_a_resumed_mixture_goes_on_where_it_was():
     assert drawn(itertools.islice(begun, 7)) == expected[:7]
     resumed.load_state_dict(begun.state_dict())
     assert drawn(itertools.islice(itertools.chain(resumed, resumed), len(expected) - 7)) == expected[7:]
+    other = MixedLoader([loader(0.0, 12), loader(0.5, 10)], [3.0, 1.0], [0, 0])
+    other.load_state_dict(begun.state_dict())
+    assert other.given == [0, 0]
+    assert other.streams[1].position == begun.streams[1].position > 0
     with pytest.raises(ValueError, match="trained on 2 data sets at once, this is 1"):
         MixedLoader([loader(0.0, 12)], [1.0], [0]).load_state_dict(begun.state_dict())
 

@@ -621,7 +621,8 @@ def test_a_trainer_file_must_name_a_trainer(capsys):
         ({"LOCAL_RANK": "0", "NODE_RANK": "2"}, "2-0"),
         ({"RANK": "9", "LOCAL_RANK": "1"}, "9"),
         ({"SLURM_PROCID": "0"}, ""),
-        ({"SLURM_PROCID": "4", "LOCAL_RANK": "0"}, "4"),
+        ({"SLURM_PROCID": "4", "SLURM_LOCALID": "0"}, "4"),
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, "1"),
     ],
 )
 def test_each_process_of_a_cluster_has_a_manifest_of_its_own(told, rank, monkeypatch):

@@ -127,6 +127,12 @@ def test_a_run_goes_on_with_other_batches(quick_trainer, tmp_path):
     assert max(Counter(before + after).values()) == 1  # a seed a turn
 
 
+def test_overfitting_has_the_same_faces_in_every_pass():
+    stream = Stream(Turned(10), 4, seed=0, again=True)
+    passes = [[batch.sample.tolist() for batch in stream] for _ in range(2)]
+    assert passes[0] == passes[1]
+
+
 def test_the_next_pass_goes_on_where_the_last_was_left():
     stream = Stream(Turned(10), 4, seed=0)
     left = [batch.sample.tolist() for batch in islice(stream, 1)]

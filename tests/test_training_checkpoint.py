@@ -156,4 +156,37 @@ def test_the_newest_checkpoint_that_can_be_read_is_found(tmp_path, quick_trainer
     (folder / "last.ckpt").write_bytes(last[: len(last) // 2])
     assert newest_checkpoint(folder) == folder / "step-4.ckpt"
     (folder / "step-4.ckpt").write_bytes(b"")
-    assert newest_checkpoint(folder) is None
+    with pytest.raises(ValueError, match="none of the 2 checkpoints in .* can be read; move them away"):
+        newest_checkpoint(folder)
+
+
+def test_a_dry_run_and_a_resume_that_fails_leave_checkpoints_alone(quick_trainer, tmp_path):
+    run(quick_trainer, tmp_path, 5)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    dry = {"callbacks": [TrainingCheckpoint()], "enable_checkpointing": True, "default_root_dir": tmp_path}
+    quick_trainer(5, fast_dev_run=True, **dry).fit(TwoPlayers(), NoiseFaces())
+    assert last.read_bytes() == before
+    faces = NoiseFaces()
+    faces.train_dataloader = power_cut
+    with pytest.raises(OSError, match="power cut"):
+        quick_trainer(9, max_epochs=-1, **dry | {"callbacks": [TrainingCheckpoint()]}).fit(
+            TwoPlayers(), faces, ckpt_path=last
+        )
+    assert last.read_bytes() == before
+
+
+def test_a_stop_waits_for_the_end_of_an_accumulation(quick_trainer, tmp_path):
+    class Accumulates(TwoPlayers):
+        batches = 0
+
+        def training_step(self, batch, batch_idx):
+            super().training_step(batch, batch_idx)
+            self.batches += 1
+            if self.batches == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    method = Accumulates(accumulate=3)
+    saved = broken(quick_trainer, tmp_path, method, error=SIGTERMException)
+    assert saved["global_step"] == 2
+    assert method.batches == 6

@@ -70,21 +70,30 @@ class TrainingCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_train_steps,
             enable_version_counter=False,
         )
-        self._within, self._interrupted = False, None
+        self._within, self._asked, self._stepped = True, False, 0
+        self._before: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose the folder, and how files are written."""
         if self.dirpath is None:
             self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO and "://" not in self.dirpath:
             trainer.strategy.checkpoint_io = WholeFiles()
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """When training starts anew, move older checkpoints aside."""
+        """When training starts anew, move older checkpoints aside.
+
+        Raises:
+            ValueError: If processes have resumed from different checkpoints.
+        """
         super().on_train_start(trainer, pl_module)
-        self._interrupted = _stop_between_batches(trainer)
-        folder = Path(self.dirpath)
+        if trainer.strategy.broadcast(trainer.global_step) != trainer.global_step:
+            raise ValueError(
+                "processes would go on from different steps: is the run's folder the same for all of them?"
+            )
+        self._note_signals()
+        self._stepped, folder = trainer.global_step, Path(self.dirpath)
         if trainer.global_step or trainer.fast_dev_run or not trainer.is_global_zero:
             return
         if (folder / "last.ckpt").exists():
@@ -101,48 +110,50 @@ class TrainingCheckpoint(ModelCheckpoint):
         """They have all made their step."""
         self._within = False
         super().on_train_batch_end(trainer, *others)
+        asked = self._asked
+        if trainer.world_size > 1:  # whoever was asked, all stop after the same batch
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if asked and trainer.global_step > self._stepped:  # not in the midst of an accumulation
+            trainer._signal_connector.received_sigterm = True  # where Lightning's loop looks after each batch
+        self._stepped = trainer.global_step
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save what is whole."""
         together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)  # that one reaches all processes
-        if trainer.state.fn == "fit" and together and not self._within and trainer.global_step:
+        if trainer.state.fn == "fit" and together and not self._within:
             self._save_newest(trainer)
+
+    def _note_signals(self) -> None:
+        """From here on SIGTERM and the first Ctrl-C ask for a stop after the step at hand; the second stops at once.
+
+        Lightning's own handler of SIGTERM talks to the other processes in the midst of whatever they are exchanging.
+        """
+        if threading.current_thread() is not threading.main_thread() or self._before:
+            return
+
+        def note(number: int, frame: Any) -> None:
+            self._asked = True
+            if signal.SIGINT in self._before:
+                signal.signal(signal.SIGINT, self._before.pop(signal.SIGINT))
+
+        self._asked = False
+        self._before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let Ctrl-C stop at once again."""
-        if self._interrupted is not None:
-            signal.signal(signal.SIGINT, self._interrupted)
-            self._interrupted = None
+        while self._before:
+            signal.signal(*self._before.popitem())
         super().teardown(trainer, pl_module, stage)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the very last step too."""
-        super().on_train_end(trainer, pl_module)
-        self._save_newest(trainer)
+        if not trainer.fast_dev_run:
+            super().on_train_end(trainer, pl_module)
+            self._save_newest(trainer)
 
     def _save_newest(self, trainer: L.Trainer) -> None:
-        if self._last_global_step_saved != trainer.global_step:
+        if trainer.global_step and not trainer.fast_dev_run and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-
-
-def _stop_between_batches(trainer: L.Trainer) -> Any:
-    """Let signals be noted alone: Lightning's loop asks for SIGTERM between batches. What SIGINT did before.
-
-    The first Ctrl-C counts as SIGTERM, so that the step is made and saved; the second stops at once. Where there are
-    several processes, Lightning's own handler talks to the others in the midst of whatever they are exchanging.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: Any) -> None:
-        trainer._signal_connector.received_sigterm = True  # where Lightning keeps it
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    if trainer.world_size > 1:
-        signal.signal(signal.SIGTERM, note)
-    return before
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
@@ -150,12 +161,18 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
 
     Args:
         folder: Of ``.ckpt`` files.
+
+    Raises:
+        ValueError: If there are some, and none can be read.
     """
     found: list[tuple[int, bool, Path]] = []
-    for path in sorted(Path(folder).glob("*.ckpt")):
+    files = sorted(Path(folder).glob("*.ckpt"))
+    for path in files:
         try:
             steps = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
         except Exception:  # whatever is wrong with it, another may do
             continue
         found.append((int(steps), path.name == "last.ckpt", path))
+    if files and not found:
+        raise ValueError(f"none of the {len(files)} checkpoints in {folder} can be read; move them away to begin anew")
     return max(found)[2] if found else None
