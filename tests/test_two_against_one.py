@@ -19,8 +19,8 @@ from lightning_modules.sdn.losses import club
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 20
-# Adam moves a weight as far for a gradient of rounding alone as for any other. At 1e-4, phase 1 on one process, with other
-# instructions of the same CPU, differs from itself by percents after 20 steps.
+# Adam moves a weight as far for a gradient of rounding alone as for any other. At 1e-4, phase 1 on one process, with
+# other instructions of the same CPU, differs from itself by percents after 20 steps.
 RATE = 1e-6
 
 
