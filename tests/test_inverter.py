@@ -155,15 +155,19 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, mon
     target, budget = target_of(Negative()), BUDGET._replace(steps=20)
     received = target.received
     whole = trained_inverter(target, budget, tmp_path / "whole")(received)[0]
-    learn, steps, cut = Inverter.training_step, [], [12]
+    learn, read, steps, cut = Inverter.training_step, Pairs.__getitem__, [], [12]
 
     def step(self, batch, number):
-        if self.trainer.global_step in cut:
-            raise RuntimeError("power cut")
         steps.append(self.trainer.global_step)
         return learn(self, batch, number)
 
+    def reading(self, row):
+        if len(steps) in cut:
+            raise RuntimeError("power cut")
+        return read(self, row)
+
     monkeypatch.setattr(Inverter, "training_step", step)
+    monkeypatch.setattr(Pairs, "__getitem__", reading)
     with pytest.raises(RuntimeError, match="power cut"):
         trained_inverter(target, budget, tmp_path / "cut")
     cut.clear()
