@@ -22,22 +22,27 @@ def faces():
     need()
 
 
-def command(name, folder):
-    files = ("method/" + name, "data/orl", "trainer/cpu", "debug/tiny")
+def command(name, folder, trainer="cpu", steps=STEPS):
+    files = ("method/" + name, "data/orl", "trainer/" + trainer, "debug/tiny")
     return [
         *(Path(sys.executable).parent / "keyveil", "fit"),
         *(word for file in files for word in ("--config", f"configs/{file}.yaml")),
         *(f"--model.init_args.{key}={value}" for key, value in SMALL[name].items()),
         *("--data.init_args.size=128", "--data.init_args.num_workers=2", "--data.init_args.augment=true"),
-        *(f"--trainer.max_steps={STEPS}", "--trainer.limit_val_batches=0", "--checkpoint.every_n_train_steps=1"),
+        *(f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0", "--checkpoint.every_n_train_steps=1"),
         *(f"--trainer.default_root_dir={folder}", "--resume=auto"),
     ]
 
 
-def begun(name, folder):
+def begun(name, folder, *more):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command(name, folder), cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        command(name, folder, *more),
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
     )
 
 
@@ -101,3 +106,17 @@ def test_a_run_that_is_told_to_stop_says_how_it_goes_on_and_a_damaged_checkpoint
     assert refused.returncode == 1
     assert refused.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "is not a readable checkpoint" in refused.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_stop_after_the_same_step_when_the_first_is_asked(tmp_path):
+    process = begun("sdn", tmp_path / "run", "ddp-cpu", 1000)
+    when(tmp_path / "run", process, 2)
+    process.send_signal(signal.SIGTERM)
+    assert "--resume auto" in ended(process, 143)
+    done = steps(tmp_path / "run")
+    assert 2 <= done < 1000
+    assert "going on from" in ended(
+        begun("sdn", tmp_path / "run", "cpu", done + 2), 0
+    )  # on another number of processes
+    assert steps(tmp_path / "run") == done + 2
