@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import os
 from collections import Counter
 from functools import cached_property
 from hashlib import sha256
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import albumentations as A
-import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
@@ -25,7 +23,7 @@ from datamodules.cache import AlignedFaces, Augment, aligned_faces
 from datamodules.detection import Detector
 from datamodules.sources import FaceSource, Picture
 from datamodules.splits import SPLITS, Split, split_of
-from datamodules.stream import Stream
+from datamodules.stream import Stream, StreamingDataModule
 
 NEEDED: dict[TrainerFn, tuple[Split, ...]] = {
     TrainerFn.FITTING: ("train", "val"),
@@ -35,7 +33,7 @@ NEEDED: dict[TrainerFn, tuple[Split, ...]] = {
 }
 
 
-class FaceDataModule(L.LightningDataModule):
+class FaceDataModule(StreamingDataModule):
     """Aligned faces of one data set, split by person (:func:`~datamodules.splits.split_of`).
 
     A split is aligned the first time it is needed and read from the cache after that. People of the training
@@ -84,8 +82,6 @@ class FaceDataModule(L.LightningDataModule):
         self.without = without
         self.labels, self.wanted, self.detector = labels, attributes, detector
         self._sets: dict[Split, AlignedFaces] = {}
-        self._stream: Stream | None = None
-        self._resumed: dict[str, Any] = {}
 
     @cached_property
     def chosen(self) -> dict[Split, list[Picture]]:
@@ -168,23 +164,7 @@ class FaceDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> Stream:
         """Shuffled training faces without an end, in batches that are all full: losses compare within one."""
-        processes, rank = self._processes
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        before = self.state_dict()
-        again = bool(getattr(self.trainer, "overfit_batches", 0))
-        faces = self.dataset("train")
-        self._stream = Stream(faces, self.batch_size, seed, processes, rank, again=again, **self._reading)
-        if before:
-            self._stream.load_state_dict(before)
-        return self._stream
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the stream of training faces is."""
-        return self._resumed if self._stream is None else self._stream.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self._resumed, self._stream = state_dict, None
+        return self._streamed(self.dataset("train"), self.batch_size, **self._reading)
 
     def gallery_dataloader(self) -> DataLoader[FaceBatch]:
         """All training faces in order and as they are, on every process: what a method fits or looks up."""
@@ -202,11 +182,6 @@ class FaceDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[FaceBatch]:
         """Test faces in order."""
         return self._ordered("test")
-
-    @property
-    def _processes(self) -> tuple[int, int]:
-        """How many processes there are, and which this is."""
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     @cached_property
     def _labels(self) -> tuple[tuple[str, ...], dict[str, ndarray]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from hashlib import sha256
 from typing import Any
 
@@ -18,7 +17,7 @@ from datamodules.batch import FaceBatch, face_batch
 from datamodules.faces import FaceDataModule
 from datamodules.files import write_tensors
 from datamodules.splits import Split
-from datamodules.stream import Stream, Turn
+from datamodules.stream import Stream, StreamingDataModule, Turn
 
 
 class Codes(Dataset[FaceBatch]):
@@ -41,7 +40,7 @@ class Codes(Dataset[FaceBatch]):
         return face_batch(blank, z=self.codes[row], identity=self.identity[row], sample=torch.tensor(row))
 
 
-class LatentDataModule(L.LightningDataModule):
+class LatentDataModule(StreamingDataModule):
     """Identity codes of the training faces of another data module (or of its parts), computed once and cached.
 
     The cache's name holds the hashes of the faces and of the identity network.
@@ -55,8 +54,6 @@ class LatentDataModule(L.LightningDataModule):
     def __init__(self, faces: L.LightningDataModule, recognizer: nn.Module, batch_size: int = 256) -> None:
         super().__init__()
         self.faces, self.recognizer, self.batch_size = faces, recognizer, batch_size
-        self._stream: Stream | None = None
-        self._resumed: dict[str, Any] = {}
 
     def prepare_data(self) -> None:
         """Compute the codes, on one process."""
@@ -72,22 +69,7 @@ class LatentDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> Stream:
         """Shuffled codes without an end."""
-        codes = self.codes()
-        world, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        before, again = self.state_dict(), bool(getattr(self.trainer, "overfit_batches", 0))
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        self._stream = Stream(codes, self.batch_size, seed, world, rank, again=again)
-        if before:
-            self._stream.load_state_dict(before)
-        return self._stream
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the stream of codes is."""
-        return self._resumed if self._stream is None else self._stream.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self._resumed, self._stream = state_dict, None
+        return self._streamed(self.codes(), self.batch_size)
 
     def gallery_dataloader(self) -> Any:
         """All codes, in order."""

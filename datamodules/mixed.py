@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
-import lightning as L
-
 from datamodules.batch import FaceBatch
 from datamodules.faces import FaceDataModule
 from datamodules.splits import Split
-from datamodules.stream import Stream
+from datamodules.stream import Stream, StreamingDataModule
 
 
 class MixedLoader:
@@ -74,7 +72,7 @@ def _numbered(batch: FaceBatch, first: int) -> FaceBatch:
     return batch._replace(identity=batch.identity + first)
 
 
-class MixedFaceDataModule(L.LightningDataModule):
+class MixedFaceDataModule(StreamingDataModule):
     """Several data sets that train together; the first one validates and tests.
 
     Batches are not mixed within: generated faces have style codes and real ones have none.
@@ -93,8 +91,6 @@ class MixedFaceDataModule(L.LightningDataModule):
         if not parts or len(shares) != len(parts) or min(shares) <= 0:
             raise ValueError(f"expected a positive share for each part, got {len(shares)} for {len(parts)} parts")
         self.parts, self.shares = parts, shares
-        self._mixed: MixedLoader | None = None
-        self._resumed: dict[str, Any] = {}
 
     def prepare_data(self) -> None:
         """Align what each part is about to need."""
@@ -103,19 +99,7 @@ class MixedFaceDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> MixedLoader:
         """Shuffled training faces of all parts."""
-        before = self.state_dict()
-        self._mixed = MixedLoader([part.train_dataloader() for part in self._running], self.shares, self.first)
-        if before:
-            self._mixed.load_state_dict(before)
-        return self._mixed
-
-    def state_dict(self) -> dict[str, Any]:
-        """How far the mixture is."""
-        return self._resumed if self._mixed is None else self._mixed.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self._resumed, self._mixed = state_dict, None
+        return self._going_on(MixedLoader([part.train_dataloader() for part in self._running], self.shares, self.first))
 
     @property
     def first(self) -> list[int]:

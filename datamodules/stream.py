@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -118,3 +120,36 @@ class Stream:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from there."""
         self.position = state["position"]
+
+
+class StreamingDataModule(L.LightningDataModule):
+    """A data module whose training faces are a stream; it, and checkpoints, know how far that is."""
+
+    _training: Any = None  # the loader of training faces, once there is one
+    _before: Mapping[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the stream is."""
+        return dict(self._before) if self._training is None else self._training.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._before, self._training = state_dict, None
+
+    def _streamed(self, faces: Dataset[FaceBatch], batch_size: int, **how: Any) -> Stream:
+        """A stream for this process, by the run's seed, from where the one before it was."""
+        again = bool(getattr(self.trainer, "overfit_batches", 0))
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        return self._going_on(Stream(faces, batch_size, seed, *self._processes, again=again, **how))
+
+    def _going_on(self, loader: Any) -> Any:
+        """A loader, from where the one before it was."""
+        if before := self.state_dict():
+            loader.load_state_dict(before)
+        self._training = loader
+        return loader
+
+    @property
+    def _processes(self) -> tuple[int, int]:
+        """How many processes there are, and which this is."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
