@@ -49,7 +49,7 @@ def train(arguments: Sequence[str]) -> None:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from lightning_modules.anonymizer import ReversibleAnonymizer
-    from lightning_modules.callbacks import FaceWriter, RoundTripGrid, RoundTripMetrics, TrainingCheckpoint
+    from lightning_modules.callbacks import EMA, FaceWriter, Faster, RoundTripGrid, RoundTripMetrics, TrainingCheckpoint
     from lightning_modules.callbacks.training_checkpoint import newest_checkpoint
     from lightning_modules.trained import load_trained
 
@@ -60,6 +60,8 @@ def train(arguments: Sequence[str]) -> None:
             parser.add_lightning_class_args(RoundTripMetrics, "metrics")
             parser.add_lightning_class_args(RoundTripGrid, "grid")
             parser.add_lightning_class_args(FaceWriter, "faces")
+            parser.add_lightning_class_args(EMA, "ema")
+            parser.add_lightning_class_args(Faster, "faster")
             parser.add_argument("--resume", type=Literal["auto", "no"], default="no", help=_RESUME)
 
         def _parse_ckpt_path(self) -> None:

@@ -140,10 +140,6 @@ class TrainingSteps(L.LightningModule):
         self.manual_backward(loss / self.accumulate)
         if (batch_idx + 1) % self.accumulate and not self.trainer.is_last_batch:
             return
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if self.clip is None else self.clip)
-        if not norm.isfinite() and getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            self._give_up()  # under fp16 the scaler leaves such a step out
         before, after = optimizer._on_before_step, optimizer._on_after_step
         if not counts:  # these two callbacks are Lightning's progress counter
             optimizer._on_before_step = optimizer._on_after_step = lambda: None
@@ -156,6 +152,17 @@ class TrainingSteps(L.LightningModule):
             schedulers = self.lr_schedulers()
             for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
                 scheduler.step()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip, and see that gradients are numbers; under fp16 they have been scaled back by now.
+
+        Raises:
+            DivergedError: If one is infinite or not a number; under fp16 the scaler leaves such a step out instead.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if self.clip is None else self.clip)
+        if not norm.isfinite() and getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            self._give_up()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Keep the batch at hand, in case it breaks the training."""

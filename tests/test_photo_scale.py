@@ -126,7 +126,12 @@ def test_memory_does_not_grow_with_the_number_of_pictures(folder):
 @pytest.mark.parametrize("method", ["pixelate", "sdn", "ifadit"])
 def test_a_picture_of_24_megapixels_takes_less_than_3_gigabytes(method, folder):
     """With the real detector, the real check of the output, and published weights as they are."""
-    need("orl", "centerface", "mobilefacenet", *(["mobilestylegan", "landmarks68"] if method == "ifadit" else []))
+    need(
+        "orl",
+        "centerface",
+        "mobilefacenet",
+        *(["mobilestylegan-synthesis", "landmarks68"] if method == "ifadit" else []),
+    )
     face = Image.fromarray(to_pixels(orl_faces()[0, 0])).resize((1000, 1000))
     whole = Image.new("RGB", (6000, 4000), (90, 120, 150))
     for left in (400, 2500, 4600):

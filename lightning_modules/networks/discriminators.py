@@ -54,8 +54,11 @@ class FaceDiscriminator(nn.Module):
 
 
 def gradient_penalty(discriminator: nn.Module, real: Float[Tensor, "batch 3 h w"]) -> Tensor:
-    """R1: mean squared length of the gradient of the scores of real pictures (Mescheder et al., 2018, equation 9)."""
-    with full_precision(real.device):
+    """R1: mean squared length of the gradient of the scores of real pictures (Mescheder et al., 2018, equation 9).
+
+    A compiled discriminator runs as it was written here: compiled ones cannot be differentiated twice.
+    """
+    with full_precision(real.device), torch.compiler.set_stance("force_eager"):
         real = real.detach().float().requires_grad_(True)
         (gradient,) = torch.autograd.grad(discriminator(real)[0].sum(), real, create_graph=True)
     return gradient.square().sum((1, 2, 3)).mean()
