@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -21,22 +22,77 @@ from datamodules import alignment
 from datamodules.archives import cache_folder, fresh, progress
 from datamodules.batch import FaceBatch, face_batch
 from datamodules.detection import Detector, default_detector
-from datamodules.sources import FaceSource, Picture
+from datamodules.sources import Face, FaceSource, Picture
 from datamodules.stream import Turn
 
 # Changes a crop and its place together: (image (s, s, 3) uint8, place (2, 3), seed) -> (image, place)
 Augment = Callable[[ndarray, ndarray, int], tuple[ndarray, ndarray]]
 
 
-class AlignedFaces(Dataset[FaceBatch]):
-    """Faces of one cache folder; a map-style data set of single (unbatched) faces.
+class Faces(Dataset[FaceBatch], ABC):
+    """A map-style data set of single (unbatched) faces.
+
+    Args:
+        pictures: Whose faces they are, in order.
+        identities: Number of each person.
+        attributes: Attributes of a picture's file as -1 / +1, ``(m,)`` float32; ``None`` gives none.
+        augment: What to do to a face before it is handed out, by the seed of its turn (without one, its row); ``None``
+            hands it out as it is.
+
+    Attributes:
+        skipped: Reason by picture for each that gave no face and is left out.
+    """
+
+    skipped: Mapping[str, str]
+
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        identities: dict[str, int] | None = None,
+        attributes: dict[str, ndarray] | None = None,
+        augment: Augment | None = None,
+    ) -> None:
+        self.pictures, self.augment = pictures, augment
+        people = sorted({picture.person for picture in self.pictures})
+        numbers = identities or {person: number for number, person in enumerate(people)}
+        self._identity = torch.tensor([numbers[picture.person] for picture in self.pictures])
+        self._sample = torch.tensor([picture.sample for picture in self.pictures])
+        self._attributes = None
+        if attributes is not None:
+            self._attributes = torch.from_numpy(np.stack([attributes[p.file] for p in self.pictures]))
+
+    @abstractmethod
+    def face(self, row: int) -> Face:
+        """One face as it was stored."""
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, at: int | Turn) -> FaceBatch:
+        row, seed = at if isinstance(at, Turn) else (at, at)
+        image, place, w = self.face(row)
+        if self.augment is not None:
+            image, place = self.augment(image, place, seed)
+        # in numpy: a face is too small for torch's threads, which fight with the loader's workers
+        pixels = image.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(127.5) - np.float32(1)
+        return face_batch(
+            torch.from_numpy(pixels),
+            identity=self._identity[row],
+            sample=self._sample[row],
+            place=torch.from_numpy(place),
+            attributes=None if self._attributes is None else self._attributes[row],
+            w=torch.from_numpy(w) if w.size else None,
+        )
+
+
+class AlignedFaces(Faces):
+    """Faces of one cache folder.
 
     Args:
         folder: What :func:`aligned_faces` wrote.
         identities: Number of each person.
         attributes: Attributes of a picture's file as -1 / +1, ``(m,)`` float32; ``None`` gives none.
-        augment: What to do to a face before it is handed out, by the seed of its turn (without one, its row); ``None``
-            hands it out as it is.
+        augment: What to do to a face before it is handed out.
     """
 
     def __init__(
@@ -46,39 +102,18 @@ class AlignedFaces(Dataset[FaceBatch]):
         attributes: dict[str, ndarray] | None = None,
         augment: Augment | None = None,
     ) -> None:
-        self.folder, self.augment = folder, augment
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        self.pictures = [Picture(*row) for row in index["pictures"]]
-        self.skipped: dict[str, str] = index["skipped"]
+        super().__init__([Picture(*row) for row in index["pictures"]], identities, attributes, augment)
+        self.folder, self.skipped = folder, index["skipped"]
         self._layers: int = index["layers"]
-        people = sorted({picture.person for picture in self.pictures})
-        numbers = identities or {person: number for number, person in enumerate(people)}
-        self._identity = torch.tensor([numbers[picture.person] for picture in self.pictures])
-        self._sample = torch.tensor([picture.sample for picture in self.pictures])
-        self._place = torch.from_numpy(np.load(folder / "places.npy"))
-        self._attributes = None
-        if attributes is not None:
-            self._attributes = torch.from_numpy(np.stack([attributes[p.file] for p in self.pictures]))
+        self._places = np.load(folder / "places.npy")
 
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, at: int | Turn) -> FaceBatch:
-        row, seed = at if isinstance(at, Turn) else (at, at)
-        image, place = np.array(self.images[row]), self._place[row]
-        if self.augment is not None:
-            image, moved = self.augment(image, place.numpy(), seed)
-            place = torch.from_numpy(moved)
-        # in numpy: a face is too small for torch's threads, which fight with the loader's workers
-        pixels = image.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(127.5) - np.float32(1)
-        return face_batch(
-            torch.from_numpy(pixels),
-            identity=self._identity[row],
-            sample=self._sample[row],
-            place=place,
-            attributes=None if self._attributes is None else self._attributes[row],
-            w=None if self._codes is None else torch.from_numpy(self._codes[row].copy()).expand(self._layers, -1),
-        )
+    def face(self, row: int) -> Face:
+        """One face out of the memory map."""
+        w = np.empty(0, np.float32)
+        if self._codes is not None:
+            w = np.broadcast_to(self._codes[row], (self._layers, self._codes.shape[-1])).copy()
+        return Face(np.array(self.images[row]), self._places[row].copy(), w)
 
     @cached_property
     def images(self) -> UInt8[ndarray, "n h w 3"]:

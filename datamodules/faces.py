@@ -19,8 +19,9 @@ from numpy import ndarray
 from torch.utils.data import DataLoader
 
 from datamodules.batch import FaceBatch
-from datamodules.cache import AlignedFaces, Augment, aligned_faces
+from datamodules.cache import AlignedFaces, Augment, Faces, aligned_faces
 from datamodules.detection import Detector
+from datamodules.shards import ShardFaces, Shards
 from datamodules.sources import FaceSource, Picture
 from datamodules.splits import SPLITS, Split, split_of
 from datamodules.stream import Stream, StreamingDataModule
@@ -57,6 +58,7 @@ class FaceDataModule(StreamingDataModule):
         attributes: Which columns of ``labels``, in this order; ``None`` means all of -1 and 1.
         detector: What finds faces without known landmarks; ``None`` takes
             :func:`~datamodules.detection.default_detector`.
+        skip_share: Largest share of a split's pictures that may be damaged or show no face; they are left out.
     """
 
     def __init__(
@@ -73,15 +75,16 @@ class FaceDataModule(StreamingDataModule):
         labels: str | None = None,
         attributes: list[str] | None = None,
         detector: Detector | None = None,
+        skip_share: float = 0.1,
     ) -> None:
         super().__init__()
         if attributes and not labels:
             raise ValueError("expected `labels` beside `attributes`; a data set's own are chosen in `faces`")
         self.faces, self.size, self.batch_size, self.num_workers = faces, size, batch_size, num_workers
         self.augment, self.flip, self.limit, self.min_pictures = augment, flip, limit, min_pictures
-        self.without = without
+        self.without, self.skip_share = without, skip_share
         self.labels, self.wanted, self.detector = labels, attributes, detector
-        self._sets: dict[Split, AlignedFaces] = {}
+        self._sets: dict[Split, Faces] = {}
 
     @cached_property
     def chosen(self) -> dict[Split, list[Picture]]:
@@ -132,11 +135,11 @@ class FaceDataModule(StreamingDataModule):
         """Names of a batch's attributes."""
         return self._labels[0] if self.labels else self.faces.attribute_names
 
-    def dataset(self, split: Split) -> AlignedFaces:
+    def dataset(self, split: Split) -> Faces:
         """Aligned faces of a split, made on first use.
 
         Raises:
-            ValueError: The split is empty, or a picture has no labels.
+            ValueError: The split is empty, too many of its pictures are of no use, or one has no labels.
         """
         if split not in self._sets:
             pictures = self.chosen[split]
@@ -146,15 +149,26 @@ class FaceDataModule(StreamingDataModule):
                     f"{self.faces.name} has nobody in the {split} split: of its {len(self.faces.pictures)} pictures, "
                     f"those of people with at least {self.min_pictures} fall into {counts}"
                 )
-            attributes = self._attributes(split)
             change = augmentation(self.augment, self.flip) if split == "train" else None
-            folder = aligned_faces(self.faces, pictures, self.size, self.detector)
-            if change is not None and (folder / "w.npy").is_file():
+            faces = self._faces(split, change)
+            if change is not None and faces.face(0).w.size:
                 raise ValueError(
                     f"expected augment and flip off for {self.faces.name}: a changed face is not its style code's"
                 )
-            self._sets[split] = AlignedFaces(folder, self.identities, attributes, change)
+            if (lost := len(faces.skipped)) > self.skip_share * len(pictures):
+                raise ValueError(
+                    f"{lost} of {len(pictures)} pictures of the {split} split of {self.faces.name} are of no use (the "
+                    f"first: {next(iter(faces.skipped.values()))}), more than the share "
+                    f"data.init_args.skip_share={self.skip_share:g}"
+                )
+            self._sets[split] = faces
         return self._sets[split]
+
+    def _faces(self, split: Split, change: Augment | None = None) -> Faces:
+        pictures, known = self.chosen[split], (self.identities, self._attributes(split), change)
+        if isinstance(self.faces, Shards):
+            return ShardFaces(self.faces, pictures, self.size, *known)
+        return AlignedFaces(aligned_faces(self.faces, pictures, self.size, self.detector), *known)
 
     def prepare_data(self) -> None:
         """Align what the trainer is about to need, on one process; without a trainer, wait for first use."""
@@ -168,8 +182,8 @@ class FaceDataModule(StreamingDataModule):
 
     def gallery_dataloader(self) -> DataLoader[FaceBatch]:
         """All training faces in order and as they are, on every process: what a method fits or looks up."""
-        folder = self.dataset("train").folder
-        return self._loader(AlignedFaces(folder, self.identities, self._attributes("train")))
+        self.dataset("train")  # tells what is wrong with it
+        return self._loader(self._faces("train"))
 
     def val_dataloader(self) -> DataLoader[FaceBatch] | list[Any]:
         """Validation faces in order; none where nobody is in that split: Lightning then skips validation."""
@@ -206,7 +220,7 @@ class FaceDataModule(StreamingDataModule):
         sampler = UnrepeatedDistributedSampler(faces, processes, rank, shuffle=False)
         return self._loader(faces, sampler=sampler, batch_size=even(len(faces), processes, self.batch_size))
 
-    def _loader(self, faces: AlignedFaces, **how: Any) -> DataLoader[FaceBatch]:
+    def _loader(self, faces: Faces, **how: Any) -> DataLoader[FaceBatch]:
         return DataLoader(faces, **{"batch_size": self.batch_size, **how}, **self._reading)
 
     @property

@@ -177,6 +177,7 @@ def verbs() -> dict[str, Any]:
             "_help": "Faces and their labels.",
             "label": data.label,
             "overlap": data.overlap,
+            "shard": data.shard,
         },
         "generator": {
             "_help": "The frozen generator and its preview head.",

@@ -1,4 +1,4 @@
-"""``keyveil data``: pseudo-labels of a data set, and who of it may be in another, by frozen networks, as CSVs."""
+"""``keyveil data``: shards of a data set; its pseudo-labels, and who of it may be in another, as CSVs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from torch.utils.data import DataLoader
 
 from datamodules.cache import AlignedFaces, aligned_faces
 from datamodules.datasets import LFW, ORL, CelebA, ImageFolderFaces
+from datamodules.detection import default_detector
 from datamodules.faces import FaceDataModule
 from datamodules.files import write_whole
 from datamodules.latent import gallery_codes
+from datamodules.shards import write_shards
 from datamodules.sources import FaceSource
 from experiments.provenance import commit
 from lightning_modules.judges import FaceRes
@@ -154,6 +156,39 @@ def overlap(
     table.writerows((person, f"{closest[person]:.4f}") for person in listed)
     write_whole(out, text.getvalue())
     Console().print(f"{compared} listed in {out}", soft_wrap=True)
+
+
+def shard(
+    out: Path,
+    data: Literal["lfw", "orl", "celeba", "folder", "pictures"] = "folder",
+    root: str | None = None,
+    size: int = 256,
+    faces: int = 4096,
+    quality: int = 95,
+    lossless: bool = False,
+    limit: int | None = None,
+) -> None:
+    """Align a data set once and write it as shards (tar archives in the WebDataset layout, with an index).
+
+    Train on them with `configs/data/shards.yaml`: people, splits and numbers are those of the data set. Shards that
+    a stopped run has written stay.
+
+    Args:
+        out: Folder of the shards.
+        data: Data set; ``folder`` for a folder a person, ``pictures`` for a picture a person.
+        root: Where the data lies; by default the usual places.
+        size: Pixels of a face's side; training may ask for fewer.
+        faces: Pictures of a shard.
+        quality: Of JPEG.
+        lossless: Write PNG instead, three to five times as large.
+        limit: Shard only the first pictures; by default all.
+    """
+    source = source_of(data, root)
+    pictures = source.pictures[:limit]
+    detector = default_detector() if source.detects(pictures) else None
+    count, skipped = write_shards(source, out, size, faces, None if lossless else quality, detector, pictures)
+    left = f"; {len(skipped)} gave none (the first: {next(iter(skipped.values()))})" if skipped else ""
+    Console().print(f"{count} faces of {source.name} in {out}{left}", soft_wrap=True)
 
 
 def source_of(data: str, root: str | None) -> FaceSource:
