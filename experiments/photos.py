@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,17 +12,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 
 from datamodules.alignment import warp
 from datamodules.batch import FaceBatch
 from datamodules.detection import Detector, default_detector
-from datamodules.photo_files import CLIPS, SIDECAR, Found, clear_parts, find_photos, read_photo, sidecar
+from datamodules.photo_files import CLIPS, SIDECAR, Found, find_photos, read_photo, sidecar
 from datamodules.photos import Photos, look_for_places
 from experiments.anonymizing import Anonymizing, Hiding
 from experiments.clips import anonymize_clip, recover_clip
+from experiments.photo_folder import OutputFolder
 from experiments.photo_jobs import PhotoJob, parse_record, read_record
 from experiments.photo_methods import Running, load_photo_method, method_of
 from experiments.recovering import Recovering
@@ -156,7 +155,7 @@ def anonymize_files(
     gate, detector = Gate(), default_detector()
     spared, digests = _spared(except_for, detector, network.size) if except_for else ([], ())
     hiding = replace(hiding, spared=digests)
-    with _Folder(folder) as manifest, running.bar or _progress(len(found), "anonymizing") as bar:
+    with OutputFolder(folder) as manifest, running.bar or _progress(len(found), "anonymizing") as bar:
         known = partial(gate.knows, spared) if spared else None
         codes, count = partial(_codes, network), network.attributes
         job = Anonymizing(folder, manifest, bar, hiding, secret, detector, gate.threshold, codes, known, count)
@@ -242,7 +241,7 @@ def recover_files(
         OSError: As :func:`recover`.
     """
     pictures, clips = _parted(found, running)
-    with _Folder(folder) as manifest, running.bar or _progress(len(found), "recovering") as bar:
+    with OutputFolder(folder) as manifest, running.bar or _progress(len(found), "recovering") as bar:
         job = Recovering(folder, manifest, bar, network, name, secret, keep_metadata)
         step = None if network is None else PhotoStep(network, "recover", job.key_of, job.code_of)
         for clip in clips:
@@ -304,41 +303,6 @@ def verify(folder: str, signer: str | None = None) -> int:
     if not wrong:
         print(f"{folder} is as it was written, signed by {trusted}")
     return int(bool(wrong))
-
-
-class _Folder:
-    """An output folder that is this run's own, and its manifest."""
-
-    def __init__(self, folder: Path) -> None:
-        rank = _rank()
-        self.folder, self.name = folder, f"manifest.{rank}.jsonl" if rank else manifests.NAME
-        self.lock = FileLock(folder / f".{self.name}.lock", timeout=0)
-
-    def __enter__(self) -> manifests.Manifest:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire()
-        except Timeout:
-            raise ValueError(
-                f"another run is writing to {self.folder}; wait for it, or choose another folder"
-            ) from None
-        if self.name == manifests.NAME:
-            clear_parts(self.folder)
-        return manifests.Manifest(self.folder / self.name, manifests.signing_key())
-
-    def __exit__(self, *error: object) -> None:
-        self.lock.release()
-
-
-def _rank() -> str:
-    """What tells this process from others of the same run; nothing of the first, or of the only one."""
-    told = os.environ.get("RANK")  # torchrun
-    if told is None and "LOCAL_RANK" not in os.environ:
-        told = os.environ.get("SLURM_PROCID")
-    if told is None:  # Lightning's own launcher; within a job of SLURM too
-        node, local = os.environ.get("NODE_RANK") or "0", os.environ.get("LOCAL_RANK") or "0"
-        told = local if node == "0" else f"{node}-{local}"
-    return "" if told == "0" else told
 
 
 def _parted(found: list[Found], running: Running) -> tuple[list[Found], list[Found]]:

@@ -11,8 +11,9 @@ from rich.progress import Progress
 
 from datamodules.files import write_whole
 from datamodules.photo_files import SIDECAR, Found, peek, sidecar, with_record
+from experiments.photo_folder import OutputFolder
 from experiments.photo_jobs import PhotoJob, parse_record
-from experiments.photos import _Folder, _places, _progress
+from experiments.photos import _places, _progress
 from lightning_modules.keys import Cost, Record, Secret, fresh, read_secret, stretch
 from lightning_modules.manifest import Manifest
 
@@ -44,7 +45,7 @@ def rekey(
     old, new = read_secret(secret_file), read_secret(new_secret_file, "KEYVEIL_NEW_SECRET", confirm=True)
     if old == new:
         raise ValueError("the new secret is the old one; nothing was done")
-    with _Folder(folder) as manifest, _progress(len(found), "rekeying") as bar:
+    with OutputFolder(folder) as manifest, _progress(len(found), "rekeying") as bar:
         job = Rekeying(folder, manifest, bar, old, new)
         for one in found:
             job.do(one)

@@ -102,29 +102,53 @@ class Manifest:
         else:
             write_whole(self.path, b"")
 
-    def add(self, entry: dict[str, Any]) -> None:
-        """Add a line, and have it on the disk before going on.
+    def add(self, *entries: dict[str, Any]) -> None:
+        """Add a line for each entry, and have them on the disk before going on.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: They cannot be written; then none of them is there.
         """
-        body = {"entry": entry, "previous": self._previous, "signer": signer(self.key)}
-        line = _compact(body | {"signature": self.key.sign(_compact(body)).hex()})
+        lines, previous = [], self._previous
+        for entry in entries:
+            body = {"entry": entry, "previous": previous, "signer": signer(self.key)}
+            lines.append(_compact(body | {"signature": self.key.sign(_compact(body)).hex()}))
+            previous = _digest(lines[-1])
         length = self.path.stat().st_size
         try:
             with self.path.open("ab") as file:
-                file.write(line + b"\n")
+                file.write(b"".join(line + b"\n" for line in lines))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
             with suppress(OSError):
                 os.truncate(self.path, length)  # no half of a line, on which the next would follow
             raise
-        self._previous = _digest(line)
-        self._remember([entry])
+        self._previous = previous
+        self._remember(list(entries))
 
     def _remember(self, entries: list[dict[str, Any]]) -> None:
         self.entries.update({entry["picture"]: entry for entry in entries if entry.get("files")})
+
+
+def merge(folder: Path, key: Ed25519PrivateKey) -> None:
+    """Take what several processes of a run wrote into one manifest, signed anew; what is not finished stays apart.
+
+    Args:
+        folder: Of the manifests, to which nobody writes now.
+        key: What signs, and has signed.
+
+    Raises:
+        OSError: They cannot be read or written.
+        ValueError: One was altered, or signed by another key.
+    """
+    one = folder / NAME
+    parts = {path: check_lines(path.read_bytes(), signer(key)) for path in sorted(folder.glob(PATTERN))}
+    ready = {path: entries for path, entries in parts.items() if entries and "pictures" in entries[-1]}
+    if one in parts and one not in ready:
+        return
+    for path in set(ready) - {one}:
+        Manifest(one, key).add(*ready[path])
+        path.unlink()
 
 
 def check_lines(whole: bytes, expected: str) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from datamodules.detection import Detection, default_detector
 from datamodules.photo_files import Found, encode_photo, read_photo, with_record
 from datamodules.photos import ODD, _turned_back, find_faces, misfit
 from experiments.cli import main
+from experiments.photo_folder import OutputFolder, rank_of_process
 from lightning_modules.callbacks.paste_back import Gate, put_back
 from lightning_modules.keys import Cost, Record
 from lightning_modules.manifest import Manifest, signer, signing_key
@@ -593,9 +594,10 @@ sys.exit(main())
         command = [sys.executable, "several.py", verb, given, "--out", out, "--method", "toy.yaml"]
         done = subprocess.run([*command, "--trainer", "two.yaml"], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert files(out) == [*(f"{seed}.png" for seed in range(5)), "manifest.1.jsonl", "manifest.jsonl"]
+        assert files(out) == [*(f"{seed}.png" for seed in range(5)), "manifest.jsonl"]
         assert main(["verify", out]) == 0
-        assert sorted(entries(out, name)[-1]["pictures"] for name in files(out)[5:]) == [2, 3]
+        assert sorted(entry["pictures"] for entry in entries(out) if "pictures" in entry) == [2, 3]
+        assert sorted(entry["picture"] for entry in entries(out) if "picture" in entry) == files(given)[:5]
     for seed in range(5):
         before, safe, back = (
             np.array(Image.open(f"{folder}/{seed}.png")).astype(float) for folder in ("in", "safe", "back")
@@ -630,7 +632,36 @@ def test_each_process_of_a_cluster_has_a_manifest_of_its_own(told, rank, monkeyp
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    assert experiments.photos._rank() == rank
+    assert rank_of_process() == rank
+
+
+def test_manifests_of_several_processes_become_one_when_the_last_has_ended(monkeypatch):
+    """And what others are writing stays as it is."""
+    save("in/a.png")
+    save("in/b.png", seed=1)
+    assert hide("in") == 0
+    Path("safe/.b.png.77.part").write_text("another process is writing this")
+    with OutputFolder(Path("safe")):
+        assert not Path("safe/.b.png.77.part").exists()
+        Path("safe/.b.png.78.part").write_text("and this")
+        monkeypatch.setenv("RANK", "3")
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        with OutputFolder(Path("safe")) as manifest:
+            manifest.add({"picture": "c.png", "status": "skipped"})
+            manifest.add({"pictures": 1, "counts": {"skipped": 1}})
+        assert files("safe")[2:] == ["manifest.3.jsonl", "manifest.jsonl"]  # the first is not done
+    assert files("safe")[2:] == ["manifest.jsonl"]
+    assert entries()[-2:] == [{"picture": "c.png", "status": "skipped"}, {"pictures": 1, "counts": {"skipped": 1}}]
+    assert main(["verify", "safe"]) == 0
+    with OutputFolder(Path("safe")) as manifest:  # killed before its end
+        manifest.add({"picture": "d.png", "status": "skipped"})
+    assert files("safe")[2:] == ["manifest.3.jsonl", "manifest.jsonl"]
+    monkeypatch.setenv("RANK", "0")
+    with OutputFolder(Path("safe")):
+        assert Path("safe/.b.png.78.part").exists()
+    monkeypatch.delenv("WORLD_SIZE")
+    with OutputFolder(Path("safe")):
+        assert not Path("safe/.b.png.78.part").exists()
 
 
 def test_another_secret_or_other_options_are_not_taken_for_done(monkeypatch):
