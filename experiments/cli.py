@@ -64,6 +64,13 @@ def train(arguments: Sequence[str]) -> None:
             parser.add_lightning_class_args(Faster, "faster")
             parser.add_argument("--resume", type=Literal["auto", "no"], default="no", help=_RESUME)
 
+        def before_instantiate_classes(self) -> None:
+            """Let W&B keep what is logged where it cannot be reached."""
+            loggers = self.config[self.subcommand]["trainer"].get("logger")
+            names = [getattr(one, "class_path", "") for one in (loggers if isinstance(loggers, list) else [loggers])]
+            if any(name.endswith("WandbLogger") for name in names):
+                _offline_where_unreachable()
+
         def _parse_ckpt_path(self) -> None:
             """Nothing: our checkpoints hold no arguments, and damaged ones are told by :meth:`_check`."""
 
@@ -111,6 +118,24 @@ def train(arguments: Sequence[str]) -> None:
     except SIGTERMException as stop:  # Lightning's leaves with code 0, as if all had been trained
         print("stopped; go on with --resume auto", file=sys.stderr)
         raise SystemExit(143) from stop
+
+
+def _offline_where_unreachable() -> None:
+    """Without W&B's server a run would wait for it and then fail; offline it trains, and is sent later."""
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+
+    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    if os.environ.get("WANDB_MODE"):
+        return
+    try:
+        urlopen(server, timeout=5).close()
+    except HTTPError:  # it answers
+        pass
+    except OSError as error:
+        os.environ["WANDB_MODE"] = "offline"
+        reason = getattr(error, "reason", error)
+        print(f"{server} cannot be reached ({reason}): logging offline; `wandb sync` sends it later", file=sys.stderr)
 
 
 def verbs() -> dict[str, Any]:
@@ -312,7 +337,9 @@ def _told(error: Exception) -> bool:
         ArgumentError,
         MisconfigurationException,
     )
-    return isinstance(error, kinds)
+    # a worker was killed, mostly for want of memory, or another process of the run
+    lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("DataLoader worker", "by peer"))
+    return isinstance(error, kinds) or lost or type(error).__module__.startswith("wandb")
 
 
 if __name__ == "__main__":
