@@ -41,11 +41,8 @@ def test_where_one_process_is_killed_the_other_ends_and_the_run_goes_on(who, tmp
     when(tmp_path / "run", process, 2)
     second = next(pid for pid, words in children(process.pid).items() if b"fit" in words)
     os.kill(process.pid if who == "first" else second, signal.SIGKILL)
-    if who == "first":
-        process.communicate(timeout=120)
-        assert process.returncode == -9
-    else:
-        assert "error: " in ended(process, 1).strip().splitlines()[-1]
+    told = ended(process, -9)  # Lightning ends the others so
+    assert who == "first" or "terminated with code -9" in told
     assert gone(second)
     done = steps(tmp_path / "run")
     assert 2 <= done < 1000

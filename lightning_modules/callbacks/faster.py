@@ -23,11 +23,11 @@ class Faster(Callback):
     def __init__(self, channels_last: bool = False, compile: bool = False, backend: str = "inductor") -> None:
         self.channels_last, self.compile, self.backend = channels_last, compile, backend
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Do so once the networks are where they train."""
-        if self.channels_last:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Do so before several processes agree on how gradients lie in memory."""
+        if stage == "fit" and self.channels_last:
             pl_module.to(memory_format=torch.channels_last)
-        if self.compile:
+        if stage == "fit" and self.compile:
             for network in networks(pl_module):
                 network.compile(backend=self.backend)
 
