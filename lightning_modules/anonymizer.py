@@ -199,7 +199,8 @@ class ReversibleAnonymizer(L.LightningModule):
         return card_hashes(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the hashes of the frozen networks: they are rebuilt from cards, never stored."""
+        """Note the class, and the hashes of the frozen networks: they are rebuilt from cards, never stored."""
+        checkpoint["method"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["cards"] = self.frozen_cards()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ def load_trained(module: nn.Module, source: str | Path, prefix: str = "") -> Non
         ValueError: If names or shapes do not match, or it was trained against other frozen networks.
     """
     found = read_state(source)  # first: it tells a missing or damaged file in one sentence
-    notes = _notes(source)
+    notes = all_notes(source)
     check_cards(json.loads(notes.get("cards", "{}")), card_hashes(module))
     state = {name: value for name, value in found.items() if name.startswith(prefix)}
     wanted = {name for name in module.state_dict() if name.startswith(prefix)}
@@ -109,12 +109,12 @@ def weights_hash(module: nn.Module) -> str:
 
 def read_notes(source: str | Path) -> dict[str, int | float]:
     """Training steps and seconds of a checkpoint or a safetensors file; empty where nothing is noted."""
-    notes = _notes(source)
+    notes = all_notes(source)
     return {name: kind(notes[name]) for name, kind in (("steps", int), ("seconds", float)) if name in notes}
 
 
-def _notes(source: str | Path) -> dict[str, str]:
-    """All notes as text: steps, seconds, and the cards and the marks of people it was trained with (JSON)."""
+def all_notes(source: str | Path) -> dict[str, str]:
+    """All notes as text: class, steps, seconds, and the cards and the marks of people it was trained with (JSON)."""
     path = locate(str(source)) if str(source) in cards() else Path(source)
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
@@ -127,7 +127,9 @@ def _notes(source: str | Path) -> dict[str, str]:
         "steps": str(loaded["global_step"]),
         "seconds": f"{loaded.get('training_seconds', 0.0):.1f}",
         "cards": json.dumps(loaded.get("cards", {})),
-    } | ({} if people is None else {"people": json.dumps(people)})
+        **({"method": str(loaded["method"])} if "method" in loaded else {}),
+        **({} if people is None else {"people": json.dumps(people)}),
+    }
 
 
 def check_cards(noted: dict[str, str], here: dict[str, str]) -> None:
@@ -150,5 +152,5 @@ def check_cards(noted: dict[str, str], here: dict[str, str]) -> None:
 
 def export(checkpoint: Path, out: Path, note: str = "") -> None:
     """Turn a training checkpoint into fp16 safetensors, with its steps, seconds and a note on how it was made."""
-    state, notes = read_state(checkpoint), _notes(checkpoint)
+    state, notes = read_state(checkpoint), all_notes(checkpoint)
     _write(state, out, {**notes, "note": note})

@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.trained import export, load_trained, read_notes, read_state, save_trained, weights_hash
+from lightning_modules.baselines.obscure import Blur
+from lightning_modules.trained import (
+    all_notes,
+    export,
+    load_trained,
+    read_notes,
+    read_state,
+    save_trained,
+    weights_hash,
+)
 
 
 def net():
@@ -28,6 +37,14 @@ def test_a_checkpoint_becomes_safetensors_with_its_notes(tmp_path):
     two = net()
     load_trained(two, tmp_path / "net.safetensors")
     assert weights_hash(one) == weights_hash(two)
+
+
+def test_a_checkpoint_says_which_method_it_is_of(tmp_path):
+    checkpoint = {"state_dict": net().state_dict(), "global_step": 7}
+    Blur().on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    export(tmp_path / "last.ckpt", tmp_path / "net.safetensors")
+    assert all_notes(tmp_path / "net.safetensors")["method"] == "lightning_modules.baselines.obscure.Blur"
 
 
 def test_the_hash_sees_every_value():
