@@ -40,9 +40,11 @@ class Faces(Dataset[FaceBatch], ABC):
             hands it out as it is.
 
     Attributes:
+        name: Tells these faces at this size from all others, as in the name of a cache.
         skipped: Reason by picture for each that gave no face and is left out.
     """
 
+    name: str
     skipped: Mapping[str, str]
 
     def __init__(
@@ -104,7 +106,7 @@ class AlignedFaces(Faces):
     ) -> None:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         super().__init__([Picture(*row) for row in index["pictures"]], identities, attributes, augment)
-        self.folder, self.skipped = folder, index["skipped"]
+        self.folder, self.name, self.skipped = folder, folder.name, index["skipped"]
         self._layers: int = index["layers"]
         self._places = np.load(folder / "places.npy")
 

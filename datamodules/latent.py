@@ -107,9 +107,9 @@ def _cached(part: L.LightningDataModule, recognizer: nn.Module) -> dict[str, Ten
             for batch in part.gallery_dataloader()
         ]
         return {"codes": torch.cat([z for z, _ in rows]), "identity": torch.cat([i for _, i in rows])}
-    folder = part.dataset("train").folder
+    name = part.dataset("train").name
     hashes = " ".join(f"{k}={v}" for k, v in sorted(getattr(recognizer, "card_hashes", {}).items()))
-    path = cache_folder() / "codes" / f"{sha256(f'{folder.name} {hashes}'.encode()).hexdigest()[:16]}.safetensors"
+    path = cache_folder() / "codes" / f"{sha256(f'{name} {hashes}'.encode()).hexdigest()[:16]}.safetensors"
     if not path.is_file():
         device = _device(recognizer)
         batches = track(part.gallery_dataloader(), f"identity codes of {part.faces.name}")

@@ -218,6 +218,7 @@ class ShardFaces(Faces):
             raise ValueError(f"no face in {source.folder} can be read")
         super().__init__(whole, identities, attributes, augment)
         self.source, self.size = source, size
+        self.name = f"shards-{source.fingerprint(whole)}-{size}"
         source.face(whole[0], size)  # tells a size that cannot be had
 
     def face(self, row: int) -> Face:

@@ -13,6 +13,7 @@ from test_datasets import MiddleFace
 from datamodules.cache import AlignedFaces, aligned_faces
 from datamodules.datasets import ImageFolderFaces
 from datamodules.faces import FaceDataModule
+from datamodules.latent import gallery_codes
 from datamodules.shards import FACTS, Shards, write_shards
 from experiments.cli import main
 from lightning_modules.carriers import write_picture
@@ -54,6 +55,13 @@ def test_a_training_sees_the_same_faces_from_shards(people, shards):
     assert_same(*(next(iter(m.test_dataloader())) for m in (first, second)))
     for one, two in zip(first.train_dataloader(), second.train_dataloader(), strict=True):
         assert_same(one, two)
+
+
+def test_identity_codes_of_shards_are_cached_under_a_name_of_their_own(shards, people):
+    recognizer = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4))
+    first, again = (gallery_codes(module(shards), recognizer)[0] for _ in range(2))
+    assert torch.equal(first, again)
+    torch.testing.assert_close(gallery_codes(module(people), recognizer)[0], first, rtol=1e-4, atol=1e-4)
 
 
 def test_other_programs_read_them_as_tar_archives(people, shards):
