@@ -39,7 +39,7 @@ def own(tmp_path_factory):
     """Folders of faces for the files that name none: pictures, and shards of them."""
     need("orl", "centerface", "mobilestylegan-synthesis")
     room = tmp_path_factory.mktemp("own")
-    for person, faces in enumerate(orl_faces(40, 2, 128)):
+    for person, faces in enumerate(orl_faces(40, 6, 128)):
         for number, face in enumerate(faces):
             write_picture(room / "pictures" / f"{person:02d}" / f"{number}.png", torch.as_tensor(face))
 
@@ -58,7 +58,7 @@ def shrink(found, own):
     more = {
         "FaceDataModule": {"limit": 160, "batch_size": 2, "num_workers": 0},
         "LatentDataModule": {"batch_size": 2},
-        "GeneratedFaces": {"count": 40, "preview": True},
+        "GeneratedFaces": {"count": 200, "preview": True},
         "ImageFolderFaces": {"root": str(own / "pictures")},
         "Shards": {"root": str(own / "shards")},
     }.get(kind, {})
