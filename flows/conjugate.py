@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from flows.orthogonal import rotate
+from flows.orthogonal import rotate, turned_by
 from flows.precision import full_precision
 
 
@@ -193,9 +193,7 @@ class Conjugate(nn.Module):
     def _turn(self, z: Tensor, key: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
         self._check_fitted()
         with full_precision(z.device):
-            rotation = key.to(self._dtype)
-            if self.angle is not None:
-                rotation = torch.linalg.matrix_exp(self.angle * (rotation - rotation.mT) / 2)
+            rotation = turned_by(key.to(self._dtype), self.angle)
             u, density = self._to_round(z.to(self._dtype))
             turned, density_there = self._from_round(
                 rotate(rotation.mT, u) if back else rotate(rotation, self._level(u))

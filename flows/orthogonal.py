@@ -16,6 +16,18 @@ def rotate(key: Float[Tensor, "batch dim dim"], z: Float[Tensor, "batch dim"]) -
     return torch.einsum("bij,bj->bi", key, z)
 
 
+def turned_by(rotation: Float[Tensor, "batch dim dim"], angle: float | None) -> Float[Tensor, "batch dim dim"]:
+    r"""How far a key may turn codes: :math:`\exp(\theta (Q_k - Q_k^\top)/2)` (after Cao et al., ICCV 2021).
+
+    Args:
+        rotation: Of the key.
+        angle: :math:`\theta` in radians; ``None`` takes the rotation as it is.
+    """
+    if angle is None:
+        return rotation
+    return torch.linalg.matrix_exp(angle * (rotation - rotation.mT) / 2)
+
+
 class KeyedOrthogonal(nn.Module):
     r"""Rotate codes by the key, :math:`z_a = Q_k z` with exact inverse :math:`z = Q_k^\top z_a`.
 
@@ -25,6 +37,7 @@ class KeyedOrthogonal(nn.Module):
 
     Args:
         dim: Length of an identity code; a key is a ``dim`` × ``dim`` rotation.
+        angle: How far the key may turn a code, in radians (:func:`turned_by`); ``None``: as far as it does.
 
     Example:
         >>> flow = KeyedOrthogonal(dim=2)
@@ -35,9 +48,10 @@ class KeyedOrthogonal(nn.Module):
 
     key_kind: ClassVar[str] = "rotation"
 
-    def __init__(self, dim: int = 512) -> None:
+    def __init__(self, dim: int = 512, angle: float | None = None) -> None:
         super().__init__()
         self.dim = self.key_length = dim
+        self.angle = angle
 
     def forward(
         self, z: Float[Tensor, "batch dim"], key: Float[Tensor, "batch dim dim"]
@@ -45,7 +59,7 @@ class KeyedOrthogonal(nn.Module):
         """Hide codes under ``key``; ``log |det J|`` is zero, since a rotation keeps volumes."""
         dtype = torch.promote_types(z.dtype, torch.float32)
         with full_precision(z.device):
-            z_a = rotate(key.to(dtype), z.to(dtype))
+            z_a = rotate(turned_by(key.to(dtype), self.angle), z.to(dtype))
         return z_a, z_a.new_zeros(len(z_a))
 
     def inverse(

@@ -160,6 +160,13 @@ def paste(rendered: Image, picture: Image, mask: Mask) -> Image:
     return mask * rendered + (1 - mask) * picture
 
 
+def finish(rendered: Image, picture: Image, mask: Mask | None) -> Image:
+    """The rendered face in the tone of the picture and pasted into it; without a mask the rendered picture whole."""
+    if mask is None:
+        return rendered
+    return paste(match_border(match_tone(rendered, picture, mask), picture, mask), picture, mask)
+
+
 def match_tone(rendered: Image, picture: Image, mask: Mask) -> Image:
     """The rendered face in the light of the picture: inside the mask each colour gets its mean and its spread.
 

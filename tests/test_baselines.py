@@ -1,10 +1,13 @@
 import pytest
 import torch
-from conftest import LinearRecognizer, NoiseFaces
+from conftest import LinearGenerator, LinearRecognizer, NoiseFaces
 
 from datamodules.batch import face_batch
+from lightning_modules.baselines.khorzooghi import StyleMixing
 from lightning_modules.baselines.ksame import KSame
 from lightning_modules.baselines.obscure import BlackBox, Blur, Pixelate
+from lightning_modules.baselines.xue import LatentSteps
+from lightning_modules.baselines.yang import AdversarialPerturbation, attention
 from lightning_modules.keys import KeyRing
 
 
@@ -53,3 +56,77 @@ def test_k_same_says_what_it_lacks():
         KSame(LinearRecognizer(), size=64).anonymize(face_batch(torch.zeros(1, 3, 64, 64)), torch.zeros(1, 0))
     with pytest.raises(ValueError, match="at least k = 9"):
         KSame(LinearRecognizer(), k=9, size=64).prepare(NoiseFaces(people=6))
+
+
+INVERSION = {"size": 64, "trunk": "own", "width": 8, "blocks": 1, "live_rows": 5}
+
+
+def edits(kind, **options):
+    torch.manual_seed(0)
+    return kind(generator=LinearGenerator(), recognizer=LinearRecognizer(), **INVERSION, **options).eval()
+
+
+def likeness(image, faces):
+    with torch.no_grad():
+        recognizer = LinearRecognizer()
+        return (recognizer(image) * recognizer(faces.image)).sum(1)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [edits(StyleMixing, cut=2), edits(LatentSteps, steps=3), AdversarialPerturbation(LinearRecognizer(), 64).eval()],
+    ids=lambda m: type(m).__name__,
+)
+def test_edits_of_codes_and_pixels_are_repeatable_and_each_faces_own(method):
+    faces = NoiseFaces(count=6).whole()
+    nothing = torch.zeros(6, 0)
+    made = method.anonymize(faces, nothing)
+    assert made.shape == faces.image.shape
+    assert made.abs().max() <= 1
+    torch.testing.assert_close(method.anonymize(faces, nothing), made)
+    alone = type(faces)(*(field[2:3] for field in faces))
+    torch.testing.assert_close(method.anonymize(alone, nothing[:1])[0], made[2], rtol=1e-4, atol=1e-4)
+    assert not any(p.requires_grad for p in method.parameters())
+    assert not any(p.grad is not None for p in method.parameters())
+    with pytest.raises(ValueError, match="not reversible"):
+        method.recover(faces, nothing)
+
+
+def test_style_mixing_keeps_the_rows_up_to_the_cut():
+    faces, nothing = NoiseFaces(count=4).whole(), torch.zeros(4, 0)
+    with torch.no_grad():
+        whole = edits(StyleMixing, cut=5)
+        rendered = whole.render(whole.disentangler.encode(faces.image), faces.image)
+    torch.testing.assert_close(whole.anonymize(faces, nothing), rendered)
+    strangers = edits(StyleMixing, cut=0)
+    first = strangers.anonymize(faces, nothing)
+    torch.testing.assert_close(strangers.anonymize(faces._replace(image=-faces.image), nothing), first)
+    assert (first - edits(StyleMixing, cut=0, seed=1).anonymize(faces, nothing)).abs().mean() > 0.01
+    with pytest.raises(ValueError, match="from 0 to 5"):
+        edits(StyleMixing, cut=6)
+
+
+def test_steps_on_the_code_lead_away_from_the_identity_and_stop_where_it_is_far():
+    faces, nothing = NoiseFaces(count=4).whole(), torch.zeros(4, 0)
+    reached = [
+        likeness(edits(LatentSteps, steps=steps, inner=0, far=-1.0).anonymize(faces, nothing), faces)
+        for steps in (0, 5, 20)
+    ]
+    assert (reached[1] < reached[0]).all()
+    assert (reached[2] < reached[1]).all()
+    kept = edits(LatentSteps, steps=20, inner=0, far=2.0).anonymize(faces, nothing)  # all are far enough
+    torch.testing.assert_close(kept, edits(LatentSteps, steps=0).anonymize(faces, nothing))
+
+
+def test_a_perturbation_stays_within_its_levels_and_attention():
+    faces, nothing = NoiseFaces(count=4).whole(), torch.zeros(4, 0)
+    reached = []
+    for levels in (0.0, 8.0, 16.0):
+        method = AdversarialPerturbation(LinearRecognizer(), 64, levels=levels).eval()
+        made = method.anonymize(faces, nothing)
+        assert ((made - faces.image).abs() <= levels / 127.5 * attention(faces.image, 64) + 1e-6).all()
+        reached.append(likeness(made, faces))
+    torch.testing.assert_close(reached[0], torch.ones(4))
+    assert (reached[1] < reached[0]).all()
+    assert (reached[2] < reached[1]).all()
+    assert attention(faces.image, 32).amax((1, 2, 3)).max() <= 1

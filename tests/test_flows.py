@@ -297,3 +297,14 @@ def test_with_one_band_all_of_the_subspace_is_kept():
     flow = Conjugate().fit_(people(500))
     codes = normalize(torch.randn(8, 128) @ flow.directions, dim=1)
     torch.testing.assert_close(flow.kept(codes), codes, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1.0, 2.4048])
+def test_an_angle_says_how_far_a_whole_code_is_turned_and_the_key_undoes_it(angle):
+    """Cao et al.: at 0 nothing is hidden, at 2.4 nothing is alike (a Bessel function of the angle)."""
+    flow, z = KeyedOrthogonal(256, angle=angle), torch.nn.functional.normalize(torch.randn(64, 256), dim=1)
+    key = torch.linalg.qr(torch.randn(64, 256, 256))[0]
+    hidden = flow(z, key)[0]
+    torch.testing.assert_close(flow.inverse(hidden, key)[0], z, rtol=1e-4, atol=1e-4)
+    wanted = float(torch.special.bessel_j0(torch.tensor(angle)))
+    assert abs((hidden * z).sum(1).mean().item() - wanted) < 0.05

@@ -29,7 +29,7 @@ from lightning_modules.keys import KeySpec
 from lightning_modules.losses import feature_distance, landmark_error, pull_together, push_apart, spread, weighted_sum
 from lightning_modules.networks.perceptual import Perceptual, choose
 from lightning_modules.optimization import TrainingSteps
-from lightning_modules.paste import match_border, match_tone, paste, seam
+from lightning_modules.paste import finish, seam
 from lightning_modules.processes import everyone, neighbours
 from lightning_modules.trained import load_trained
 
@@ -235,7 +235,7 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
             mask = None if self.mask is None else self.mask(picture, self._render(w))
 
             def missed(image: Image) -> Tensor:
-                pasted = self._finish(resize(image, self.size), picture, mask)
+                pasted = finish(resize(image, self.size), picture, mask)
                 if aim is None:
                     loss = self._carries(z, pasted) + POSE * landmark_error(self.landmarks, pasted, picture)
                 else:
@@ -244,17 +244,11 @@ class IFADITTransform(TrainingSteps, ReversibleAnonymizer):
 
             w = refine(parts.generator, w, missed, self.refine)
         rendered = self._render(w)
-        return self._finish(rendered, picture, None if self.mask is None else self.mask(picture, rendered))
+        return finish(rendered, picture, None if self.mask is None else self.mask(picture, rendered))
 
     def _render(self, w: Tensor) -> Image:
         preview = self.preview == "always" or (self.preview == "train" and self.training)
         return self.disentangler.generator(w, size=self.size, **({"preview": True} if preview else {}))
-
-    @staticmethod
-    def _finish(rendered: Image, picture: Image, mask: Tensor | None) -> Image:
-        if mask is None:
-            return rendered
-        return paste(match_border(match_tone(rendered, picture, mask), picture, mask), picture, mask)
 
     def _carries(self, z: Tensor, image: Image) -> Tensor:
         """How far pictures and their mirror images are from carrying a code, ``(B,)``.
