@@ -65,7 +65,7 @@ def benchmark(
     `train-sdn`, `train-ifadit-disentangle` and `train-ifadit-transform` are training steps as configured, on ORL's
     faces, seven stretches of as many steps as it takes until they are alike: which share of the time went by between
     steps (data wait), and their FLOPs a second over those of a plain loop over the same networks (of plain loop). With
-    `peak` among the parts, the fastest this machine computes, each part's FLOPs a second are told as a share of it
+    `peak` among the parts, the fastest this machine computes, each part's FLOPs a second are a share of its best
     (of peak). Not measured unless named, since they take long: `scaling-2`, `-4` and `-8`, faces a second of so many
     processes that train over those of one, each with as many threads; `memory-of-training`, how memory grows over 2,000
     steps; `compare-lfw-1000`, `compare-1000` and `photos-ifadit-200`. An unknown name is answered with all there are.
@@ -160,13 +160,15 @@ def _figures(name: str, measured: Measured, config: str) -> list[Figure]:
 
 
 def peak_shares(figures: Sequence[Figure]) -> list[Figure]:
-    """FLOPs a second of each part over those of the part ``peak``; none where that was not measured."""
-    values = {(figure.method, figure.metric): figure.value for figure in figures}
-    speeds = {f.method: f.value * values[f.method, "images_per_s"] for f in figures if f.metric == "flops"}
+    """FLOPs a second of each part over those of the fastest stretch of ``peak``; none where that was not measured."""
+    speed = {figure.method: figure for figure in figures if figure.metric == "images_per_s"}
+    flops = {figure.method: figure for figure in figures if figure.metric == "flops"}
+    if "peak" not in flops:
+        return []
+    most = flops.pop("peak").value * speed["peak"].high
     return [
-        replace(figure, metric="peak_share", value=speeds[figure.method] / speeds["peak"])
-        for figure in figures
-        if "peak" in speeds and figure.metric == "flops" and figure.method != "peak"
+        replace(figure, metric="peak_share", value=figure.value * speed[name].value / most)
+        for name, figure in flops.items()
     ]
 
 
