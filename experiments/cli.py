@@ -19,7 +19,7 @@ _NOISE = (
 
 _RESUME = "auto: go on from the newest checkpoint of the run's folder that can be read, if there is one"
 
-SWITCHES = ("--dry_run", "--fresh", "--offline", "--keep_metadata", "--lossless", "--private")
+SWITCHES = ("--dry_run", "--fresh", "--offline", "--keep_metadata", "--lossless", "--private", "--profile")
 TRAINING = ("fit", "validate", "test", "predict")
 # Verbs of research, whose files may name classes of modules in the current folder; not those that open other people's
 # pictures, which may lie beside anything.

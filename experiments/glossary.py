@@ -124,6 +124,19 @@ GLOSSARY: dict[str, Entry] = {
     "images_per_s": Entry("faces/s", "Faces per second of the method alone, without files, on the machine of the run."),
     "peak_memory": Entry("peak memory", "Most memory held at once, in bytes."),
     "overhead": Entry("overhead", "Time of a whole comparison over that of its methods and judges; 1 is none."),
+    "peak_share": Entry(
+        "of peak", "FLOPs a second over the most that this machine reached in a product or a convolution."
+    ),
+    "plain_share": Entry(
+        "of plain loop",
+        "FLOPs a second of training over those of the same networks forward and backward without losses, optimizers "
+        "and trainer.",
+    ),
+    "data_wait": Entry(
+        "data wait", "Share of a training's time that goes by between steps, in which the next faces are fetched."
+    ),
+    "scaling": Entry("scaling", "Faces per second of several processes that train, over those of one."),
+    "memory_growth": Entry("memory growth", "Bytes by which the memory of a training grows with each step."),
 }
 """One entry for each name of :data:`lightning_modules.protocol.METRICS`."""
 

@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.benchmark import Timer
 
 from datamodules.alignment import align, template
 from datamodules.batch import face_batch
@@ -28,6 +30,9 @@ from lightning_modules.networks.recognizers import MobileFaceNet
 from lightning_modules.networks.stylegan import MobileStyleGAN
 from lightning_modules.sdn.networks import Decoder, Encoder, Factors
 
+if TYPE_CHECKING:
+    from experiments.trainings import Training
+
 
 @dataclass(frozen=True)
 class Work:
@@ -37,9 +42,11 @@ class Work:
         run: The call.
         faces: Faces it handles.
         modules: Networks whose parameters count; empty where the part is none of ours.
-        torch: Whether its arithmetic runs in torch, where it can be counted.
+        torch: Whether its arithmetic runs in torch, where one more call can be counted.
         once: Whether it is long enough to be timed once, without warming up.
-        overhead: What a comparison took over what its methods and judges took; photos, over what their networks took.
+        seconds: Of the stretches of that call, where it clocks itself; each handles ``faces`` faces.
+        figures: What else the call found, by metric; it takes the place of what is found from outside.
+        sample: A shorter call for the profiler.
     """
 
     run: Callable[[], object]
@@ -47,16 +54,19 @@ class Work:
     modules: Sequence[nn.Module] = ()
     torch: bool = True
     once: bool = False
-    overhead: Callable[[], float] | None = None
+    seconds: Callable[[], Sequence[float]] | None = None
+    figures: Callable[[], dict[str, float]] = dict
+    sample: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)
 class Part:
-    """One row of the table: how work is set up on a device, the pixels of its pictures, and whether it is long."""
+    """One row of the table: how work is set up on a device, the pixels of its pictures, if it is long, and the data."""
 
     build: Callable[[torch.device], Work]
     size: int | None = None
     long: bool = False
+    data: str = "random"
 
 
 def _random(*shape: int) -> torch.Tensor:
@@ -163,7 +173,7 @@ def _loading(batch: int = 256, size: int = 128) -> Part:
         loader = faces.gallery_dataloader()
         return Work(lambda: [batch.image.mean() for batch in loader], len(loader.dataset), torch=False)
 
-    return Part(build, size)
+    return Part(build, size, data="orl")
 
 
 def _detection() -> Part:
@@ -194,9 +204,9 @@ def _overhead(faces: str, count: int, size: int, trained: bool = False) -> Part:
                 "methods": {"SDN": METHODS["sdn"] if trained else {"config": METHODS["sdn"]["config"]}},
             }
         )
-        return Work(run, count, torch=False, once=True, overhead=lambda: run.overhead)
+        return Work(run, count, torch=False, once=True, figures=lambda: {"overhead": run.overhead})
 
-    return Part(build, size, long=trained)
+    return Part(build, size, long=trained, data=faces.lower())
 
 
 def _photos(method: str, count: int) -> Part:
@@ -206,9 +216,9 @@ def _photos(method: str, count: int) -> Part:
         from experiments.comparing import TimedPhotos  # not at the top: other parts have no use for it
 
         run = TimedPhotos(method, "lfw", count)
-        return Work(run, count, torch=False, once=True, overhead=lambda: run.overhead)
+        return Work(run, count, torch=False, once=True, figures=lambda: {"overhead": run.overhead})
 
-    return Part(build, 250, long=method != "sdn")
+    return Part(build, 250, long=method != "sdn", data="lfw")
 
 
 def _comparison(faces: int, size: int = 64) -> Part:
@@ -234,6 +244,84 @@ def _comparison(faces: int, size: int = 64) -> Part:
     return Part(build, size)
 
 
+def _peak() -> Part:
+    """What this machine can do at most: the faster of a matrix product and a 3×3 convolution, both of a good size."""
+
+    def build(device: torch.device) -> Work:
+        factor, image = _random(2048, 2048).to(device), _random(8, 128, 64, 64).to(device)
+        layer = nn.Conv2d(128, 128, 3, padding=1).to(device)
+        arithmetic = {
+            lambda: factor @ factor: 2 * 2048**3,
+            lambda: layer(image): 2 * image.numel() * 128 * 9,
+        }
+
+        def rate(run: Callable[[], object]) -> float:
+            timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+            return arithmetic[run] / min(timer.timeit(2).median for _ in range(3))
+
+        fastest = max(arithmetic, key=rate)
+        return Work(lambda: [fastest() for _ in range(5)], 5)
+
+    return Part(build)
+
+
+def _training(method: str, size: int, batch: int, steps: int) -> Part:
+    """Training steps of a method as configured, on ORL's faces.
+
+    Args:
+        method: Name of the file below configs/method/.
+        size: As configured.
+        batch: Faces of a step, as in the recipes for a CPU; the data's own 16 take as much longer.
+        steps: Of a round: SDN's discriminator has its penalty in one step of eight, and iFADIT's first phase lends a
+            face another identity in one of three.
+    """
+
+    def build(device: torch.device) -> Work:
+        from experiments.trainings import TimedSteps  # not at the top: other parts have no use for it
+
+        return _clocked(TimedSteps(method, {}, {"size": size, "batch_size": batch}, steps, device), batch * steps)
+
+    return Part(build, size, data="orl")
+
+
+def _scaling(processes: int, batch: int = 4, steps: int = 8) -> Part:
+    """SDN as configured with ``batch`` faces a step on each of several CPU processes, against one such process."""
+
+    def build(device: torch.device) -> Work:
+        from experiments.trainings import TimedScaling  # not at the top: other parts have no use for it
+
+        run = TimedScaling("sdn", {}, {"size": 64, "batch_size": batch}, steps, device, processes=processes)
+        return _clocked(run, processes * batch * steps)
+
+    return Part(build, 64, long=True, data="orl")
+
+
+def _growth(batch: int = 2) -> Part:
+    """2,000 steps of an SDN that is as narrow and sees as few faces as will do."""
+
+    def build(device: torch.device) -> Work:
+        from experiments.trainings import TimedGrowth  # not at the top: other parts have no use for it
+
+        narrow = {"width": 4, "key_bits": 16, "identities": 64}
+        return _clocked(TimedGrowth("sdn", narrow, {"size": 64, "batch_size": batch}, 1, device), batch)
+
+    return Part(build, 64, long=True, data="orl")
+
+
+def _clocked(run: Training, faces: int) -> Work:
+    """A training clocks itself; ``faces`` of a stretch."""
+    return Work(
+        run,
+        faces,
+        [run.method],
+        torch=False,
+        once=True,
+        seconds=lambda: run.seconds,
+        figures=lambda: run.figures,
+        sample=lambda: run.train(run.steps),
+    )
+
+
 PARTS: dict[str, Part] = {
     "generator": _generator(1, 1024),
     "generator-x4": _generator(4, 1024),
@@ -256,11 +344,19 @@ PARTS: dict[str, Part] = {
     "read-and-align": _reading(),
     "cached-faces-128": _loading(),
     "detect": _detection(),
+    "peak": _peak(),
+    "train-sdn": _training("sdn", 64, 8, steps=8),
+    "train-ifadit-disentangle": _training("ifadit-disentangle", 256, 4, steps=3),
+    "train-ifadit-transform": _training("ifadit-transform", 256, 4, steps=2),
     "compare-overhead": _overhead("ORL", 40, 128),
     "compare-lfw-1000": _overhead("LFW", 1000, 128, trained=True),
     "compare-100": _comparison(100),
     "compare-1000": _comparison(1000),
     "photos-sdn-200": _photos("sdn", 200),
     "photos-ifadit-200": _photos("ifadit", 200),
+    "scaling-2": _scaling(2),
+    "scaling-4": _scaling(4),
+    "scaling-8": _scaling(8),
+    "memory-of-training": _growth(),
 }
 """Every part by its name; ``-x4`` handles four faces a call. The others are compared with the first."""

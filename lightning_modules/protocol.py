@@ -39,6 +39,7 @@ METRICS = (
     *("known_plaintext@N", "known_person", "key_guess_auc", "inverter_tar", "adaptive_tar"),
     *("tar_gap", "detected_gap"),
     *("flops", "params", "images_per_s", "peak_memory", "overhead"),
+    *("peak_share", "plain_share", "data_wait", "scaling", "memory_growth"),
 )
 """Names of figures; ``known_plaintext@N`` is written with its number of pairs: ``known_plaintext@10``."""
 
@@ -85,6 +86,7 @@ SHARES = frozenset(
 _ALIKE = frozenset({"tar@far=1e-3", "similarity", "rank1"})
 _HIGHER = frozenset(
     {"psnr", "ssim", "ms_ssim", "bit_exact", "diversity", "detected", "images_per_s"}
+    | {"peak_share", "plain_share", "scaling"}
     | {"expression_agree", "eyes_agree", "gender_agree", "attribute_agree"}
 )
 _PERCEPTUAL = frozenset({"psnr", "ssim", "ms_ssim", "lpips", "pieapp", "lpips_squeeze_caffe"})
@@ -290,7 +292,7 @@ def arrow(metric: str, leg: str | None = None, reference: str | None = None) -> 
 def _number(metric: str, value: float | int) -> str:
     if is_share(metric):
         return f"{100 * value:.1f}"
-    if metric in ("flops", "params", "peak_memory"):
+    if metric in ("flops", "params", "peak_memory", "memory_growth"):
         for scale, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
             if abs(value) >= scale:
                 return f"{value / scale:.1f} {letter}"

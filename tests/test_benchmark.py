@@ -5,11 +5,11 @@ import pytest
 import torch
 from test_compare import calibrated, write  # noqa: F401
 
-from experiments.benchmark import benchmark, measure, table
+from experiments.benchmark import benchmark, measure, peak_shares, table
 from experiments.comparing import NoiseFaces as ComparedNoise
 from experiments.comparing import TimedComparison
 from experiments.parts import PARTS, Work
-from lightning_modules.protocol import read_results
+from lightning_modules.protocol import Figure, read_results
 from lightning_modules.weights import WeightsError
 
 CPU = torch.device("cpu")
@@ -30,9 +30,14 @@ def test_arithmetic_and_parameters_are_those_of_the_layer():
 
 def test_long_work_is_timed_once_and_says_its_overhead():
     calls = []
-    work = Work(lambda: calls.append(1), 4, torch=False, once=True, overhead=lambda: 1.5)
+    work = Work(lambda: calls.append(1), 4, torch=False, once=True, figures=lambda: {"overhead": 1.5})
     measured = measure(lambda device: work, 7, CPU)
-    assert (len(calls), len(measured.seconds), measured.overhead) == (1, 1, 1.5)
+    assert (len(calls), len(measured.seconds), measured.more) == (1, 1, {"overhead": 1.5})
+
+
+def test_work_that_clocks_itself_is_believed():
+    work = Work(lambda: None, 4, torch=False, once=True, seconds=lambda: (3.0, 4.0))
+    assert measure(lambda device: work, 7, CPU).seconds == [3.0, 4.0]
 
 
 def test_the_overhead_of_a_comparison_is_what_is_left_beside_methods_and_judges(tmp_path):
@@ -92,9 +97,36 @@ def test_the_last_column_compares_with_the_first_row():
 
 
 def _speeds(name):
-    from lightning_modules.protocol import Figure
-
     return [Figure(method=name, metric="images_per_s", value={"a": 8.0, "b": 2.0}[name], n=1)]
+
+
+def test_the_share_of_the_peak_is_that_of_its_flops_a_second():
+    def row(name, speed, flops):
+        pace = Figure(method=name, metric="images_per_s", value=speed, low=speed / 2, high=2 * speed, n=1)
+        return [pace, Figure(method=name, metric="flops", value=flops, n=1)]
+
+    rows = row("peak", 5.0, 6.0) + row("network", 2.0, 9.0) + _speeds("a")  # 60 a second at best, and 18
+    (share,) = peak_shares(rows)
+    assert (share.method, share.metric, share.value) == ("network", "peak_share", 0.3)
+    assert peak_shares(rows[2:]) == []
+    lines = table([*rows, share]).splitlines()
+    assert "| of peak |" in lines[0]
+    assert [line.split("|")[8].strip() for line in lines[2:]] == ["", "0.300", ""]
+
+
+def test_a_profile_is_a_trace_and_a_table(tmp_path):
+    measure(linear, 1, CPU, tmp_path / "profile" / "linear")
+    assert "traceEvents" in json.loads((tmp_path / "profile" / "linear.json").read_text())
+    assert "aten::mm" in (tmp_path / "profile" / "linear.txt").read_text()
+    with pytest.raises(ValueError, match="expected `out` beside `profile`"):
+        benchmark(parts=["conjugate-x4"], profile=True)
+
+
+def test_the_profiler_gets_the_shorter_call(tmp_path):
+    calls = []
+    work = Work(lambda: calls.append("all"), 1, torch=False, once=True, sample=lambda: calls.append("some"))
+    measure(lambda device: work, 1, CPU, tmp_path / "work")
+    assert calls == ["all", "some"]
 
 
 def test_unknown_parts_are_refused_with_the_known_ones():
