@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from datamodules.alignment import align, template
 from datamodules.batch import face_batch
@@ -248,6 +247,8 @@ def _peak() -> Part:
     """What this machine can do at most: the faster of a matrix product and a 3×3 convolution, both of a good size."""
 
     def build(device: torch.device) -> Work:
+        from torch.utils.benchmark import Timer  # not at the top: with it come torch's tools for compilers
+
         factor, image = _random(2048, 2048).to(device), _random(8, 128, 64, 64).to(device)
         layer = nn.Conv2d(128, 128, 3, padding=1).to(device)
         arithmetic = {
