@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import os
 import tarfile
@@ -33,7 +32,10 @@ HEAD = 512  # bytes of a tar member's header
 
 
 class Row(NamedTuple):
-    """One face: its picture, whom it shows, its place in the shards, and what is known of it."""
+    """One face: its picture, whom it shows, its place in the shards, and what is known of it.
+
+    A picture that gave no face has a row too, with the reason and no bytes.
+    """
 
     file: str
     person: str
@@ -44,6 +46,11 @@ class Row(NamedTuple):
     check: int
     place: str
     attributes: str
+    reason: str
+
+
+class DamagedError(OSError):
+    """A face whose bytes are not what they were."""
 
 
 class Shards(FaceSource):
@@ -69,13 +76,17 @@ class Shards(FaceSource):
 
         Raises:
             FileNotFoundError: The shards are not all there.
-            ValueError: They are of another keyveil.
+            ValueError: They are of another keyveil, or the file is damaged.
         """
         path = self.folder / FACTS
         if not path.is_file():
             raise FileNotFoundError(f"{self.folder} holds no {FACTS}: `keyveil data shard` did not make it, or not yet")
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts["alignment"] != alignment.VERSION:
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            known = facts["name"], facts["size"], facts["attributes"], facts["shards"], facts["alignment"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise _broken(path) from error
+        if known[-1] != alignment.VERSION:
             raise ValueError(f"the faces in {self.folder} were aligned otherwise, by another keyveil; shard them anew")
         return facts
 
@@ -98,13 +109,19 @@ class Shards(FaceSource):
 
     @cached_property
     def rows(self) -> dict[str, Row]:
-        """All faces by their picture's file."""
-        rows = itertools.chain.from_iterable(read_index(self.folder / shard) for shard in self.facts["shards"])
+        """All rows by their picture's file.
+
+        Raises:
+            ValueError: An index is missing or damaged: without it nobody knows whom a shard shows.
+        """
+        rows = []
+        for shard, digest in self.facts["shards"].items():
+            rows += read_index(self.folder / shard, digest)
         return {row.file: row for row in sorted(rows)}
 
     @cached_property
     def pictures(self) -> list[Picture]:
-        """All pictures that gave a face, whether it can be read or not."""
+        """All pictures of the data set; those without a face, or with a damaged one, are in :attr:`damaged`."""
         return [Picture(row.file, row.person, row.sample) for row in self.rows.values()]
 
     def attributes(self, picture: Picture) -> ndarray:
@@ -116,13 +133,19 @@ class Shards(FaceSource):
         """The file of one face.
 
         Raises:
-            OSError: It is missing or altered; the message names the shard.
+            DamagedError: There was none, or it is missing or altered; the message names the shard.
+            OSError: It cannot be read now.
         """
-        with (self.folder / row.shard).open("rb") as shard:
-            shard.seek(row.start)
-            found = shard.read(row.length)
+        if row.reason:
+            raise DamagedError(row.reason)
+        try:
+            with (self.folder / row.shard).open("rb") as shard:
+                shard.seek(row.start)
+                found = shard.read(row.length)
+        except FileNotFoundError as error:
+            raise DamagedError(f"{self.folder / row.shard} is missing") from error
         if crc32(found) != row.check:
-            raise OSError(f"{row.file} in {self.folder / row.shard} is damaged")
+            raise DamagedError(f"{row.file} in {self.folder / row.shard} is damaged")
         return found
 
     def read(self, picture: Picture) -> UInt8[ndarray, "size size 3"]:
@@ -165,22 +188,26 @@ class Shards(FaceSource):
         """Reason by picture for each face that cannot be read.
 
         Every shard is read once; what came out is kept in the cache for as long as the shards stay as they are.
+
+        Raises:
+            OSError: A shard cannot be read now.
         """
         state = [self.folder.resolve().as_posix(), (self.folder / FACTS).read_text(encoding="utf-8")]
         for shard in self.facts["shards"]:
             found = self.folder / shard
             state.append(f"{found.stat().st_size} {found.stat().st_mtime_ns}" if found.is_file() else "missing")
         kept = cache_folder() / "shards" / f"{sha256(repr(state).encode()).hexdigest()[:16]}.json"
+        asked = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else self.rows
+        damaged = {}
+        with progress() as bar:
+            for file in bar.track(asked, description=f"checking {self.folder.name}"):  # what is kept, once more
+                try:
+                    self.bytes_of(self.rows[file])
+                except DamagedError as error:
+                    damaged[file] = str(error)
         if not kept.is_file():
-            damaged = {}
-            with progress() as bar:
-                for row in bar.track(self.rows.values(), description=f"checking {self.folder.name}"):
-                    try:
-                        self.bytes_of(row)
-                    except OSError as error:
-                        damaged[row.file] = str(error)
             write_whole(kept, json.dumps(damaged))
-        return json.loads(kept.read_text(encoding="utf-8"))
+        return damaged
 
 
 class ShardFaces(Faces):
@@ -258,8 +285,10 @@ def write_shards(
 
     Raises:
         OSError: If a shard cannot be written.
-        ValueError: If the folder holds shards of something else.
+        ValueError: If the folder holds shards of something else, or a number is none.
     """
+    if min(faces, size) < 1:
+        raise ValueError(f"faces and size must be at least 1, got {faces} and {size}")
     pictures = list(source.pictures if pictures is None else pictures)
     parts = [pictures[start : start + faces] for start in range(0, len(pictures), faces)]
     facts = {
@@ -275,7 +304,7 @@ def write_shards(
     if begun.is_file() and json.loads(begun.read_text(encoding="utf-8")) != facts:
         raise ValueError(f"{folder} holds shards of other faces, or made otherwise; choose another folder")
     write_whole(begun, json.dumps(facts))
-    skipped: dict[str, str] = {}
+    rows: list[Row] = []
     with progress() as bar:
         task, shards = bar.add_task(f"sharding {source.name}", total=len(pictures)), {}
         for number, part in enumerate(parts):
@@ -283,33 +312,41 @@ def write_shards(
             index = (folder / shard).with_suffix(".csv")
             if not index.is_file():
                 _write_shard(source, part, folder / shard, size, quality, detector)
-            there = {row.file for row in read_index(folder / shard)}
-            reasons = json.loads((folder / shard).with_suffix(".skipped.json").read_text(encoding="utf-8"))
-            skipped |= {picture.file: reasons[picture.file] for picture in part if picture.file not in there}
-            shards[shard] = (folder / shard).stat().st_size
+            shards[shard] = sha256(index.read_bytes()).hexdigest()
+            found = read_index(folder / shard, shards[shard])
+            if [row.file for row in found] != [picture.file for picture in part]:
+                raise _broken(index)
+            rows += found
             bar.advance(task, len(part))
-    if len(skipped) == len(pictures):
+    skipped = {row.file: row.reason for row in rows if row.reason}
+    if len(skipped) == len(rows):
         raise ValueError(f"no picture of {source.name} gave a face (the first: {next(iter(skipped.values()), 'none')})")
     write_whole(folder / FACTS, json.dumps({**facts, "shards": shards}, indent=1))
-    return len(pictures) - len(skipped), skipped
+    return len(rows) - len(skipped), skipped
 
 
-def read_index(shard: Path) -> list[Row]:
-    """Where the faces of a shard lie.
+def read_index(shard: Path, digest: str) -> list[Row]:
+    """What a shard holds, by the CSV beside it.
+
+    Args:
+        shard: The archive.
+        digest: SHA-256 of the CSV.
 
     Raises:
-        OSError: There is no index beside the shard.
-        ValueError: It is damaged.
+        ValueError: It is missing or damaged.
     """
     path = shard.with_suffix(".csv")
-    with path.open(newline="", encoding="utf-8") as lines:
-        try:
-            return [
-                Row(file, person, int(sample), shard.name, int(start), int(length), int(check), place, attributes)
-                for file, person, sample, start, length, check, place, attributes in csv.reader(lines)
-            ]
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged; take the shards' folder anew from where it came") from error
+    if not path.is_file() or sha256(whole := path.read_bytes()).hexdigest() != digest:
+        raise _broken(path)
+    found = csv.reader(io.StringIO(whole.decode(), newline=""))
+    return [
+        Row(file, person, int(sample), shard.name, int(start), int(length), int(check), *rest)
+        for file, person, sample, start, length, check, *rest in found
+    ]
+
+
+def _broken(path: Path) -> ValueError:
+    return ValueError(f"{path} is missing or damaged; take the shards' folder anew from where it came")
 
 
 def _write_shard(
@@ -322,17 +359,17 @@ def _write_shard(
 ) -> None:
     """One shard: its faces, then its index, by which it is known to be whole."""
     suffix, how = (".png", []) if quality is None else (".jpg", [cv2.IMWRITE_JPEG_QUALITY, quality])
-    index, skipped = io.StringIO(), {}
+    index = io.StringIO()
     rows = csv.writer(index, lineterminator="\n")
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with tarfile.open(beside, "w", format=tarfile.USTAR_FORMAT) as shard:
             for picture, face in zip(pictures, source.faces(pictures, size, detector), strict=True):
+                signs = "".join("+" if sign > 0 else "-" for sign in source.attributes(picture))
                 if isinstance(face, Exception):
-                    skipped[picture.file] = str(face)
+                    rows.writerow([*picture, 0, 0, 0, "", signs, " ".join(str(face).split())])
                     continue
                 data = cv2.imencode(suffix, cv2.cvtColor(face.image, cv2.COLOR_RGB2BGR), how)[1].tobytes()
-                signs = "".join("+" if sign > 0 else "-" for sign in source.attributes(picture))
                 told = {**picture._asdict(), "attributes": signs, "place": face.place.tolist()}
                 start = shard.offset + HEAD
                 for end, content in ((suffix, data), (".json", json.dumps(told).encode())):
@@ -340,9 +377,8 @@ def _write_shard(
                     member.size = len(content)
                     shard.addfile(member, io.BytesIO(content))
                 place = " ".join(repr(float(number)) for number in face.place.flat)
-                rows.writerow([*picture, start, len(data), crc32(data), place, signs])
+                rows.writerow([*picture, start, len(data), crc32(data), place, signs, ""])
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-    write_whole(path.with_suffix(".skipped.json"), json.dumps(skipped))
     write_whole(path.with_suffix(".csv"), index.getvalue())
