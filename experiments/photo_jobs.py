@@ -27,7 +27,7 @@ from lightning_modules.keys import (
     Secret,
     stretch,
 )
-from lightning_modules.manifest import Manifest, hash_file
+from lightning_modules.manifest import NAME, Manifest, hash_file
 
 LABEL = "photo"  # whose keys these are
 
@@ -157,7 +157,9 @@ class PhotoJob:
         """End the manifest, and say what was done."""
         self.manifest.add({"pictures": sum(self.counts.values()), "counts": dict(self.counts)})
         told = ", ".join(f"{count} {status}" for status, count in self.counts.items())
-        self.bar.console.print(f"{told}; see {self.manifest.path}", markup=False, highlight=False, soft_wrap=True)
+        self.bar.console.print(
+            f"{told}; see {self.manifest.path.with_name(NAME)}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def read_record(photo: Photo) -> Record:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -70,9 +71,10 @@ def signer(key: Ed25519PrivateKey) -> str:
 class Manifest:
     """A file to which a run adds a line for each picture.
 
-    A line is ``{"entry": …, "previous": …, "signer": …, "signature": …}``. ``previous`` is the SHA-256 of the line
-    before, so that no line can be taken out, and a finished run ends with an entry that counts its pictures. What a
-    killed run left of a line is dropped.
+    A line is ``{"entry": …, "previous": …, "signer": …, "time": …, "signature": …}``. ``previous`` is the SHA-256 of
+    the line before, so that no line can be taken out; ``time`` is in seconds since 1970, by which lines of several
+    processes are put in order. A finished run ends with an entry that counts its pictures. What a killed run left of a
+    line is dropped.
 
     Args:
         path: The file; made if it is not there.
@@ -88,50 +90,50 @@ class Manifest:
         self._previous = ""
         self.entries: dict[str, dict[str, Any]] = {}
         """What was last written of each picture, by its name in the input; by other processes too."""
+        lines = []
         for other in set(self.path.parent.glob(PATTERN)) - {self.path}:
-            whole = other.read_bytes()
-            self._remember(check_lines(whole[: whole.rfind(b"\n") + 1], signer(key)))
+            with suppress(FileNotFoundError):  # another process has just taken it into one
+                lines += read_lines(_whole_lines(other.read_bytes()), signer(key))
         if self.path.is_file():
             whole = self.path.read_bytes()
-            kept = whole[: whole.rfind(b"\n") + 1]
-            self._remember(check_lines(kept, signer(key)))
+            kept = _whole_lines(whole)
+            lines += read_lines(kept, signer(key))
             if kept != whole:
                 write_whole(self.path, kept)
             if kept:
                 self._previous = _digest(kept.rstrip(b"\n").rsplit(b"\n", 1)[-1])
         else:
             write_whole(self.path, b"")
+        self._remember([line.entry for line in sorted(lines, key=lambda line: line.time)])
 
-    def add(self, *entries: dict[str, Any]) -> None:
-        """Add a line for each entry, and have them on the disk before going on.
+    def add(self, entry: dict[str, Any]) -> None:
+        """Add a line, and have it on the disk before going on.
 
         Raises:
-            OSError: They cannot be written; then none of them is there.
+            OSError: It cannot be written.
         """
-        lines, previous = [], self._previous
-        for entry in entries:
-            body = {"entry": entry, "previous": previous, "signer": signer(self.key)}
-            lines.append(_compact(body | {"signature": self.key.sign(_compact(body)).hex()}))
-            previous = _digest(lines[-1])
+        line = _signed(Line(entry, time.time()), self._previous, self.key)
         length = self.path.stat().st_size
         try:
             with self.path.open("ab") as file:
-                file.write(b"".join(line + b"\n" for line in lines))
+                file.write(line + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
             with suppress(OSError):
                 os.truncate(self.path, length)  # no half of a line, on which the next would follow
             raise
-        self._previous = previous
-        self._remember(list(entries))
+        self._previous = _digest(line)
+        self._remember([entry])
 
     def _remember(self, entries: list[dict[str, Any]]) -> None:
         self.entries.update({entry["picture"]: entry for entry in entries if entry.get("files")})
 
 
 def merge(folder: Path, key: Ed25519PrivateKey) -> None:
-    """Take what several processes of a run wrote into one manifest, signed anew; what is not finished stays apart.
+    """Take what several processes of a run wrote into one manifest, by time and signed anew.
+
+    What is not finished, or was altered or signed by another key, stays apart.
 
     Args:
         folder: Of the manifests, to which nobody writes now.
@@ -139,20 +141,38 @@ def merge(folder: Path, key: Ed25519PrivateKey) -> None:
 
     Raises:
         OSError: They cannot be read or written.
-        ValueError: One was altered, or signed by another key.
     """
-    one = folder / NAME
-    parts = {path: check_lines(path.read_bytes(), signer(key)) for path in sorted(folder.glob(PATTERN))}
-    ready = {path: entries for path, entries in parts.items() if entries and "pictures" in entries[-1]}
-    if one in parts and one not in ready:
+    one, ready = folder / NAME, {}
+    for path in sorted(folder.glob(PATTERN)):
+        with suppress(ValueError):
+            lines = read_lines(_whole_lines(path.read_bytes()), signer(key))
+            if lines and "pictures" in lines[-1].entry:
+                ready[path] = lines
+    others = [path for path in ready if path != one]
+    if not others or (one.is_file() and one.stat().st_size and one not in ready):
         return
-    for path in set(ready) - {one}:
-        Manifest(one, key).add(*ready[path])
+    merged, previous, seen = [], "", set()
+    for line in sorted((line for lines in ready.values() for line in lines), key=lambda line: line.time):
+        mark = _compact(line._asdict())
+        if mark in seen:  # taken before, by a process that was stopped before it could remove the part
+            continue
+        seen.add(mark)
+        merged.append(_signed(line, previous, key))
+        previous = _digest(merged[-1])
+    write_whole(one, b"".join(line + b"\n" for line in merged))
+    for path in others:
         path.unlink()
 
 
-def check_lines(whole: bytes, expected: str) -> list[dict[str, Any]]:
-    """The entries of a manifest, if every line is signed by the expected key and none is missing before the last.
+class Line(NamedTuple):
+    """What a line says, and when it was written (0 where that is not known)."""
+
+    entry: dict[str, Any]
+    time: float
+
+
+def read_lines(whole: bytes, expected: str) -> list[Line]:
+    """The lines of a manifest, if every one is signed by the expected key and none is missing before the last.
 
     Args:
         whole: The file.
@@ -161,11 +181,12 @@ def check_lines(whole: bytes, expected: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: A line is malformed, altered, missing, or signed by another key.
     """
-    entries, previous = [], ""
+    lines, previous = [], ""
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             found = json.loads(line) if len(line) <= _LONGEST else None
             body = {name: found[name] for name in ("entry", "previous", "signer")}
+            body |= {"time": float(found["time"])} if "time" in found else {}  # older ones have none
             signature, by = bytes.fromhex(found["signature"]), str(found["signer"])
             key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(by))
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -181,9 +202,9 @@ def check_lines(whole: bytes, expected: str) -> list[dict[str, Any]]:
             raise ValueError(f"line {number} of the manifest was altered") from None
         if found["previous"] != previous or not isinstance(found["entry"], dict):
             raise ValueError(f"a line is missing before line {number} of the manifest")
-        entries.append(found["entry"])
+        lines.append(Line(found["entry"], body.get("time", 0.0)))
         previous = _digest(line)
-    return entries
+    return lines
 
 
 def check_folder(folder: Path, expected: str) -> list[str]:
@@ -195,7 +216,7 @@ def check_folder(folder: Path, expected: str) -> list[str]:
 
     Raises:
         OSError: There is no manifest, or it cannot be read.
-        ValueError: As :func:`check_lines`.
+        ValueError: As :func:`read_lines`.
     """
     manifests = sorted(folder.glob(PATTERN))
     if not manifests:
@@ -204,8 +225,9 @@ def check_folder(folder: Path, expected: str) -> list[str]:
     known: dict[str, set[str]] = {}
     needed: set[str] = set()
     for manifest in manifests:
-        entries = check_lines(manifest.read_bytes(), expected)
-        if not entries or "pictures" not in entries[-1]:
+        whole = manifest.read_bytes()
+        entries = [line.entry for line in read_lines(_whole_lines(whole), expected)]
+        if not entries or "pictures" not in entries[-1] or not whole.endswith(b"\n"):
             wrong.append(f"{manifest.name}: its last run was not finished, so lines may be missing at its end")
         written: dict[str, dict[str, set[str]]] = {}
         for entry in entries:
@@ -240,6 +262,17 @@ def hash_file(path: Path) -> str:
         while part := file.read(1 << 20):
             found.update(part)
     return found.hexdigest()
+
+
+def _signed(line: Line, previous: str, key: Ed25519PrivateKey) -> bytes:
+    body = {"entry": line.entry, "previous": previous, "signer": signer(key)}
+    body |= {"time": line.time} if line.time else {}
+    return _compact(body | {"signature": key.sign(_compact(body)).hex()})
+
+
+def _whole_lines(found: bytes) -> bytes:
+    """Without what a killed run left of a line."""
+    return found[: found.rfind(b"\n") + 1]
 
 
 def _digest(line: bytes) -> str:

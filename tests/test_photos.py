@@ -664,6 +664,41 @@ def test_manifests_of_several_processes_become_one_when_the_last_has_ended(monke
         assert not Path("safe/.b.png.78.part").exists()
 
 
+def test_what_a_killed_process_left_does_not_disturb_the_runs_after_it(monkeypatch):
+    """Its lines stay apart until a run has finished them, and newer ones of the same pictures count."""
+    save("in/a.png")
+    save("in/b.png", seed=1)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with OutputFolder(Path("safe")) as manifest:
+        manifest.add({"picture": "b.png", "input": "0", "status": "anonymized", "files": {"b.png": "0" * 64}})
+    with Path("safe/manifest.1.jsonl").open("ab") as file:
+        file.write(b'{"entry": {"pic')
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    Path("safe/b.png").unlink(missing_ok=True)
+    assert hide("in") == 0
+    assert files("safe") == ["a.png", "b.png", "manifest.1.jsonl", "manifest.jsonl"]
+    part = Path("safe/manifest.1.jsonl")
+    monkeypatch.setenv("RANK", "1")
+    with OutputFolder(Path("safe")) as manifest:  # goes on, and finds nothing to do
+        before = part.read_bytes()
+        manifest.add({"pictures": 0, "counts": {}})
+        whole = part.read_bytes()
+    assert whole.startswith(before)
+    assert files("safe") == ["a.png", "b.png", "manifest.jsonl"]
+    assert main(["verify", "safe"]) == 0
+    lines = len(entries())
+    part.write_bytes(whole)  # stopped between merging and removing
+    with OutputFolder(Path("safe")):
+        pass
+    assert files("safe") == ["a.png", "b.png", "manifest.jsonl"]
+    assert len(entries()) == lines
+    monkeypatch.delenv("RANK")
+    assert hide("in") == 0
+    assert entries()[-1]["counts"] == {"done before": 2}
+
+
 def test_another_secret_or_other_options_are_not_taken_for_done(monkeypatch):
     save("a.png")
     assert hide("a.png") == hide("a.png", seal="original") == 0
