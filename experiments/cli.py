@@ -67,9 +67,10 @@ def train(arguments: Sequence[str]) -> None:
         def before_instantiate_classes(self) -> None:
             """Let W&B keep what is logged where it cannot be reached."""
             loggers = self.config[self.subcommand]["trainer"].get("logger")
-            names = [getattr(one, "class_path", "") for one in (loggers if isinstance(loggers, list) else [loggers])]
-            if any(name.endswith("WandbLogger") for name in names):
-                _offline_where_unreachable()
+            for one in loggers if isinstance(loggers, list) else [loggers]:
+                given = getattr(one, "init_args", None) or {}
+                if getattr(one, "class_path", "").endswith("WandbLogger") and not given.get("offline"):
+                    _offline_where_unreachable()
 
         def _parse_ckpt_path(self) -> None:
             """Nothing: our checkpoints hold no arguments, and damaged ones are told by :meth:`_check`."""
@@ -122,20 +123,23 @@ def train(arguments: Sequence[str]) -> None:
 
 def _offline_where_unreachable() -> None:
     """Without W&B's server a run would wait for it and then fail; offline it trains, and is sent later."""
-    from urllib.error import HTTPError
-    from urllib.request import urlopen
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
 
-    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    if os.environ.get("WANDB_MODE"):
+    if os.environ.get("WANDB_MODE") or getproxies():
+        return  # chosen, or not to be told from here
+    import wandb
+
+    server = urlsplit(wandb.setup().settings.base_url)  # the environment's, or that of `wandb login --host`
+    if server.hostname is None:
         return
     try:
-        urlopen(server, timeout=5).close()
-    except HTTPError:  # it answers
-        pass
+        socket.create_connection((server.hostname, server.port or {"http": 80}.get(server.scheme, 443)), 5).close()
     except OSError as error:
         os.environ["WANDB_MODE"] = "offline"
-        reason = getattr(error, "reason", error)
-        print(f"{server} cannot be reached ({reason}): logging offline; `wandb sync` sends it later", file=sys.stderr)
+        address = f"{server.scheme}://{server.netloc.rpartition('@')[2]}"
+        print(f"{address} cannot be reached ({error}): logging offline; `wandb sync` sends it later", file=sys.stderr)
 
 
 def verbs() -> dict[str, Any]:

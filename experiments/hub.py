@@ -37,8 +37,12 @@ def push(
 ) -> None:
     """Publish what a method has learned on a Hugging Face Hub, as one safetensors file and a model card.
 
-    A checkpoint is exported first, as by `keyveil weights export`; no pickle is ever uploaded. The login is that of
-    `hf auth login`, or HF_TOKEN. The repository is made where there is none; a card that is there is written anew.
+    A checkpoint is exported first, as by `keyveil weights export`; no pickle is ever uploaded. With the weights go the
+    marks of the people they were trained on (hashes of names, by which a comparison refuses to test on them): who has
+    a list of names can tell who was among them, so push what private people trained to a private repository only.
+
+    The login is that of `hf auth login`, or HF_TOKEN. The repository is made where there is none; a card that is there
+    is written anew.
 
     Args:
         source: A checkpoint of `keyveil fit`, a safetensors file, or the card's name of weights of our own.

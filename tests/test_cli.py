@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from experiments.build import read_yaml
 from experiments.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +45,11 @@ def test_every_method_data_and_trainer_file_fits_the_others(files, capsys):
     assert "class_path" in resolved
     assert "${" not in resolved
     assert "inference_mode: false" in resolved  # refinement takes gradients while it measures
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda file: file.stem)
+def test_every_file_is_valid(file):
+    assert read_yaml(file, resolve=False)
 
 
 def test_an_unknown_key_of_a_file_is_named(capsys, tmp_path):
