@@ -66,7 +66,9 @@ def test_a_worker_that_dies_is_told_and_the_run_goes_on(tmp_path):
 
 def test_without_its_server_wandb_logs_offline(tmp_path):
     words = [*command("sdn", tmp_path / "run", steps=2), "--config", "configs/trainer/wandb.yaml"]
-    environment = {**os.environ, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "WANDB_MODE": ""}
+    environment = {**os.environ, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    for name in ("WANDB_MODE", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        environment.pop(name, None)
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "127.0.0.1:9 cannot be reached" in done.stderr
