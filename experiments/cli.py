@@ -132,6 +132,7 @@ def _offline_where_unreachable() -> None:
     import wandb
 
     server = urlsplit(wandb.setup().settings.base_url)  # the environment's, or that of `wandb login --host`
+    wandb.teardown()  # or it would not look at the environment again
     if server.hostname is None:
         return
     try:
