@@ -27,7 +27,7 @@ class Mean(L.LightningModule):
 
     def training_step(self, batch, batch_idx):
         if self.leaks:
-            self.kept.append(torch.ones(250_000))  # a million bytes, written to
+            self.kept.append(torch.ones(2_000_000))  # 8 MB, written to
         return (batch.image - self.mean).square().mean()
 
     def configure_optimizers(self):
@@ -81,10 +81,10 @@ def test_the_memory_of_a_method_that_leaks_grows(quick_trainer):
     found = {}
     for leaks in (True, False):
         clock = StepClock(1)
-        quick_trainer(60, callbacks=[clock]).fit(Mean(leaks), NoiseFaces())
-        found[leaks] = growth(clock.resident[20:])
-    assert found[True] == pytest.approx(1e6, rel=0.3)
-    assert abs(found[False]) < 2e5
+        quick_trainer(30, callbacks=[clock]).fit(Mean(leaks), NoiseFaces())
+        found[leaks] = growth(clock.resident[10:])
+    assert found[True] > 4e6  # some of it may lie where earlier tests left room
+    assert abs(found[False]) < 1e6
 
 
 def test_each_gradient_of_a_convolution_costs_what_the_convolution_does():
