@@ -62,17 +62,16 @@ def benchmark(
     Memory is how far the process grew at most over its size before the part was set up; on a GPU, the largest
     allocation.
 
-    `train-sdn`, `train-ifadit-disentangle` and `train-ifadit-transform` are training steps as configured, on ORL's
-    faces, seven stretches of as many steps as it takes until they are alike: which share of the time went by between
-    steps (data wait), and their FLOPs a second over those of a plain loop over the same networks (of plain loop). With
-    `peak` among the parts, the fastest this machine computes, each part's FLOPs a second are a share of its best
-    (of peak). Not measured unless named, since they take long: `scaling-2`, `-4` and `-8`, faces a second of so many
-    processes that train over those of one, each with as many threads; `memory-of-training`, how memory grows over 2,000
-    steps; `compare-lfw-1000`, `compare-1000` and `photos-ifadit-200`. An unknown name is answered with all there are.
-
     Args:
         out: Folder for ``results.jsonl`` and ``table.md``; ``None`` writes nothing.
-        parts: Names of parts; none means all but those that take long.
+        parts: Names of parts; none means all but those that take long, and an unknown one is answered with all there
+            are. `train-sdn`, `train-ifadit-disentangle`, `train-ifadit-transform` are training steps as configured, on
+            ORL's faces, always seven stretches: the share of time between steps, in which data are fetched (data wait),
+            and FLOPs a second over those of a plain loop over the same networks (of plain loop). With `peak`, the
+            fastest this machine computes, each part's FLOPs a second are a share of its best (of peak). Long:
+            `scaling-2`, `-4`, `-8`, faces a second of so many processes that train over those of one, each with as many
+            threads; `memory-of-training`, bytes by which memory grows with each of 2,000 steps; `compare-lfw-1000` and
+            `photos-ifadit-200`.
         repeats: Timed stretches.
         threads: CPU threads for torch and OpenCV; ``None`` leaves torch's default.
         device: Where torch runs, such as ``cpu`` or ``cuda``.

@@ -250,7 +250,8 @@ def _peak() -> Part:
         from torch.utils.benchmark import Timer  # not at the top: with it come torch's tools for compilers
 
         factor, image = _random(2048, 2048).to(device), _random(8, 128, 64, 64).to(device)
-        layer = nn.Conv2d(128, 128, 3, padding=1).to(device)
+        image = image.to(memory_format=torch.channels_last)  # a third faster on a CPU
+        layer = nn.Conv2d(128, 128, 3, padding=1).to(device, memory_format=torch.channels_last)
         arithmetic = {
             lambda: factor @ factor: 2 * 2048**3,
             lambda: layer(image): 2 * image.numel() * 128 * 9,

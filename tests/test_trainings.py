@@ -27,7 +27,7 @@ class Mean(L.LightningModule):
 
     def training_step(self, batch, batch_idx):
         if self.leaks:
-            self.kept.append(torch.ones(250_000))  # a million bytes, written to
+            self.kept.append(torch.ones(2_000_000))  # 8 MB, written to
         return (batch.image - self.mean).square().mean()
 
     def configure_optimizers(self):
@@ -35,7 +35,7 @@ class Mean(L.LightningModule):
 
 
 class SlowFaces(NoiseFaces):
-    """Takes 20 ms a batch."""
+    """Takes 50 ms a batch."""
 
     def train_dataloader(self):
         fast = super().train_dataloader()
@@ -46,7 +46,7 @@ class SlowFaces(NoiseFaces):
 
             def __iter__(self):
                 for batch in fast:
-                    time.sleep(0.02)
+                    time.sleep(0.05)
                     yield batch
 
         return Slow()
@@ -65,8 +65,8 @@ def test_rounds_are_clocked_from_the_second_on_and_written_down(quick_trainer, t
 def test_a_training_whose_data_are_slow_waits(quick_trainer):
     clock = StepClock(2)
     quick_trainer(8, callbacks=[clock]).fit(Mean(), SlowFaces())
-    assert clock.waited >= 6 * 0.02
-    assert 0.5 < clock.waited / sum(clock.seconds) < 1
+    assert clock.waited >= 6 * 0.05
+    assert 0.2 < clock.waited / sum(clock.seconds) < 1
 
 
 def test_growth_is_the_slope_whatever_the_noise_around_it():
@@ -81,10 +81,10 @@ def test_the_memory_of_a_method_that_leaks_grows(quick_trainer):
     found = {}
     for leaks in (True, False):
         clock = StepClock(1)
-        quick_trainer(60, callbacks=[clock]).fit(Mean(leaks), NoiseFaces())
-        found[leaks] = growth(clock.resident[20:])
-    assert found[True] == pytest.approx(1e6, rel=0.3)
-    assert abs(found[False]) < 2e5
+        quick_trainer(30, callbacks=[clock]).fit(Mean(leaks), NoiseFaces())
+        found[leaks] = growth(clock.resident[10:])
+    assert found[True] > 4e6  # some of it may lie where earlier tests left room
+    assert abs(found[False]) < 1e6
 
 
 def test_each_gradient_of_a_convolution_costs_what_the_convolution_does():
