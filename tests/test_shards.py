@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import tarfile
 
 import numpy as np
@@ -211,22 +209,17 @@ def test_a_stopped_run_goes_on_and_other_faces_do_not_mix(people, tmp_path, monk
         write_shards(people, part, 16, faces=50, detector=MiddleFace())
 
 
-def test_the_verb_writes_them_and_a_training_takes_them(tmp_path, monkeypatch, capsys):
+def test_the_verb_writes_them(tmp_path, monkeypatch, capsys):
     from orl_faces import need
 
     need("orl", "centerface")
     monkeypatch.setenv("KEYVEIL_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "orl"
-    assert main(["data", "shard", str(out), "--data=orl", "--size=64", "--faces=100"]) == 0
-    assert "faces of orl in" in capsys.readouterr().out
-    options = ["--data.init_args.faces.init_args.root", str(out), "--data.init_args.size=64"]
-    tiny = ["--config", "configs/debug/tiny.yaml", "--data.init_args.num_workers=0"]
-    files = [w for name in ("method/sdn", "data/shards", "trainer/cpu") for w in ("--config", f"configs/{name}.yaml")]
-    small = ["--model.init_args.width=4", f"--trainer.default_root_dir={tmp_path / 'run'}"]
-    command = [sys.executable, "-m", "experiments.cli", "fit", *files, *tiny, *options, *small]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    assert main(["data", "shard", str(out), "--data=orl", "--size=64", "--faces=20", "--limit=40", "--lossless"]) == 0
+    assert "40 faces of orl in" in capsys.readouterr().out
+    assert len(Shards(str(out)).pictures) == 40
+    assert main(["data", "shard", str(out), "--data=orl", "--size=32", "--faces=20", "--limit=40"]) == 1
+    assert "choose another folder" in capsys.readouterr().err
 
 
 def test_jpeg_shards_are_near(people, tmp_path):
