@@ -72,7 +72,7 @@ class Shards(FaceSource):
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What all shards share, and each one's name and length in bytes.
+        """What all shards share, and the SHA-256 of each one's index by its name.
 
         Raises:
             FileNotFoundError: The shards are not all there.

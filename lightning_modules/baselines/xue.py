@@ -7,6 +7,7 @@ and their lengths, the identity network's features in LPIPS's place, and that a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class LatentSteps(Inverted):
         with torch.no_grad():
             return self.render(w, face.image)
 
-    def _stepped(self, w: Tensor, loss: Any, rate: float, least: float | None = None) -> Tensor:
+    def _stepped(self, w: Tensor, loss: Callable[[Image], Tensor], rate: float, least: float | None = None) -> Tensor:
         """One step down a loss of pictures, ``(B,)`` or their sum; a face whose loss is ``least`` or less stays."""
         generator = self.disentangler.generator
         how = {"preview": True} if hasattr(generator, "preview_head") else {}
