@@ -17,6 +17,7 @@ from numpy import ndarray
 
 from datamodules.alignment import align
 from datamodules.archives import ARCHIVES
+from datamodules.contents import contents
 from datamodules.detection import Detector, main_face
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff"}
@@ -132,10 +133,11 @@ class FaceSource(ABC):
         return any(picture.file not in self.points for picture in pictures)
 
     def fingerprint(self, pictures: Sequence[Picture]) -> str:
-        """Hash of which pictures these are: names, lengths in bytes, numbers and known landmarks."""
+        """Hash of which pictures these are: names, what the files hold, numbers and known landmarks."""
         digest = sha256(f"{self.name} {self.points_width}".encode())
+        held = contents(self.folder, [picture.file for picture in pictures])
         for picture in pictures:
-            digest.update(f"\n{picture} {(self.folder / picture.file).stat().st_size}".encode())
+            digest.update(f"\n{picture} {held[picture.file]}".encode())
             if picture.file in self.points:
                 digest.update(np.ascontiguousarray(self.points[picture.file], np.float64).tobytes())
         return digest.hexdigest()

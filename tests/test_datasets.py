@@ -1,7 +1,9 @@
 """Data sets: each public layout gives its people, numbers and labels; what is missing or broken is told in words."""
 
+import os
 import tarfile
 import zipfile
+from hashlib import sha256
 from pathlib import Path
 
 import cv2
@@ -12,6 +14,7 @@ import torch
 from datamodules.alignment import align, template
 from datamodules.archives import unpacked
 from datamodules.cache import AlignedFaces, aligned_faces
+from datamodules.contents import contents
 from datamodules.datasets import LFW, ORL, CelebA, GeneratedFaces, ImageFolderFaces
 from datamodules.detection import Detection
 from datamodules.sources import NoFaceError
@@ -285,6 +288,33 @@ def test_the_cache_is_made_once_and_anew_when_anything_that_matters_changes(lfw,
     others.append(aligned_faces(LFW(str(lfw)), source.pictures, 40, detector))
     assert len({folder, *others}) == 5
     assert sorted(p.name for p in folder.parent.iterdir()) == sorted(p.name for p in {folder, *others})
+
+
+def test_a_picture_of_the_same_name_and_length_is_another_when_it_shows_something_else(lfw):
+    source, path = LFW(str(lfw)), lfw / "Bo" / "Bo_0001.jpg"
+    length = 10_000  # both are filled up to it: JPEG ends before
+    path.write_bytes(path.read_bytes().ljust(length, b"\0"))
+    folder = aligned_faces(source, source.pictures, 40, MiddleFace())
+    picture(path, 99, (60, 50))
+    path.write_bytes(path.read_bytes().ljust(length, b"\0"))
+    assert aligned_faces(source, source.pictures, 40, MiddleFace()) != folder
+
+
+def test_files_are_read_once_and_again_when_they_were_touched(lfw, monkeypatch):
+    read, names = [], ["Bo/Bo_0001.jpg", "Ann_Lee/Ann_Lee_0001.jpg"]
+    whole = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or whole(path))
+    first = contents(lfw, names)
+    assert first[names[0]] == sha256(whole(lfw / names[0])).hexdigest()
+    assert contents(lfw, names[:1]) == {names[0]: first[names[0]]}
+    assert sorted(read) == ["Ann_Lee_0001.jpg", "Bo_0001.jpg"]
+    os.utime(lfw / names[0], ns=(1, 1))
+    assert contents(lfw, names) == first
+    assert read[2:] == ["Bo_0001.jpg"]
+    for kept in Path(os.environ["KEYVEIL_CACHE"], "contents").iterdir():
+        kept.write_bytes(b"{half")
+    assert contents(lfw, names) == first
+    assert "No such file" in contents(lfw, ["gone.jpg"])["gone.jpg"]
 
 
 def test_pictures_that_give_no_face_are_left_out_with_the_reason(lfw):
