@@ -1,18 +1,17 @@
-"""What people keep as pictures: found in folders, read with suspicion, written without what a camera says of them."""
+"""What people keep as pictures: read with suspicion, written without what a camera says of them."""
 
 from __future__ import annotations
 
 import io
-import os
 import re
 import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.sax.saxutils import escape, unescape
 from zlib import crc32
 
@@ -21,23 +20,14 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
+from datamodules.photo_search import SIDECAR, SUFFIXES, Found
+
 with suppress(ImportError):  # HEIC, the extra `heic`
     from pillow_heif import register_heif_opener
 
     register_heif_opener()
 
-SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-"""Formats that are written; a picture of any other becomes a PNG."""
-
-PHOTOS = {*SUFFIXES, ".heic", ".heif", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm", ".jpe", ".jfif", ".avif"}
-
-CLIPS = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"}
-
-SIDECAR = ".keyveil"  # what a record's own file is called after its picture
-
 SEGMENT = 65_000  # bytes that a comment of a JPEG may hold, a little below the format's 65,533
-
-_MANIFEST = r"manifest(\.\d+)?\.jsonl"
 
 # Date, camera and exposure; no place, no thumbnail, no serial number, no name of an owner but in the copyright.
 _SAFE = {ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.DateTime, ExifTags.Base.Copyright}
@@ -49,13 +39,6 @@ _SAFE_EXPOSURE = {
     ExifTags.Base.FocalLength,
 }
 _XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><keyveil:record xmlns:keyveil="urn:keyveil">{}</keyveil:record></x:xmpmeta>'
-
-
-class Found(NamedTuple):
-    """A picture that was asked for: its file, and its name below the output folder, with ``/``."""
-
-    path: Path
-    name: str
 
 
 @dataclass
@@ -92,64 +75,6 @@ class Photo:
         return name if SUFFIXES.get(Path(name).suffix.lower()) == self.format else name + suffix
 
 
-def find_photos(paths: Iterable[str | Path], out: str | Path) -> tuple[list[Found], int]:
-    """Pictures among files and, recursively, folders; in the order of their names.
-
-    A folder's pictures keep their places below it. Links are followed, each folder once; the output folder and
-    names that begin with a dot are left out.
-
-    Args:
-        paths: Files, taken whatever their suffix, and folders.
-        out: Folder to be written to.
-
-    Returns:
-        The pictures, and how many other files the folders hold.
-
-    Raises:
-        OSError: A path does not exist, or there is no picture at all.
-        ValueError: Two pictures would be written to one place, or one over itself.
-    """
-    out, others = Path(out).resolve(), 0
-    found: dict[str, Path] = {}
-
-    def add(path: Path, name: str) -> None:
-        if found.setdefault(name, path).resolve() != path.resolve():
-            raise ValueError(f"{found[name]} and {path} would both be written to {name}; give them apart")
-        if (out / name).resolve() == path.resolve():
-            raise ValueError(f"{path} would be written over itself; choose another output folder")
-
-    for path in map(Path, paths):
-        if not path.is_dir():
-            if not path.is_file():
-                raise FileNotFoundError(f"there is no picture or folder {path}")
-            add(path, path.name)
-            continue
-        seen: set[Path] = set()
-        for top, folders, names in os.walk(path, followlinks=True, onerror=_unreadable):
-            real = Path(top).resolve()
-            if real in seen or (real == out and real != path.resolve()):
-                folders.clear()
-                continue
-            seen.add(real)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                if (
-                    Path(name).suffix.lower() in PHOTOS | CLIPS
-                    and not name.startswith(".")
-                    and Path(top, name).is_file()
-                ):
-                    add(Path(top, name), Path(top, name).relative_to(path).as_posix())
-                elif not (name.startswith(".") or name.endswith(SIDECAR) or re.fullmatch(_MANIFEST, name)):
-                    others += 1
-    if not found:
-        raise FileNotFoundError(f"there is no picture in {', '.join(map(str, paths))} ({others} other files)")
-    return [Found(path, name) for name, path in sorted(found.items())], others
-
-
-def _unreadable(error: OSError) -> None:
-    raise OSError(f"the folder {error.filename} cannot be read ({error.strerror or error})") from error
-
-
 def formats() -> list[str]:
     """Pillow's names of what is read, whatever a file is called: no format that runs programs, such as EPS."""
     Image.init()
@@ -171,7 +96,7 @@ def read_photo(found: Found, keep_metadata: bool = False, data: bytes | None = N
         OSError: It cannot be read, is damaged or no picture, or moves.
     """
     try:
-        data = found.path.read_bytes() if data is None else data
+        data = found.read() if data is None else data
     except OSError as error:
         raise OSError(f"it cannot be read ({error.strerror or error})") from error
     if not data:

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from datamodules.alignment import similarity_transform, template, transform, warp
 from datamodules.batch import FaceBatch, face_batch
 from datamodules.detection import Detection, Detector, intersection, main_face
-from datamodules.photo_files import Found, Photo, read_photo
+from datamodules.photo_files import Photo, read_photo
+from datamodules.photo_search import Found
 
 NEAR, FAR = 320, 1280  # sides to which a picture is brought for the search: for large faces, and for small ones too
 SURE = 0.8  # least score of a face that lies or hangs: pictures turned show detectors more faces than there are
@@ -206,7 +207,7 @@ def _read(found: Found, photos: Photos) -> Read:
     """A picture from its file, unless it is done already."""
     digest = ""
     try:
-        data = found.path.read_bytes()
+        data = found.read()
         digest = sha256(data).hexdigest()
         if not photos.job.wanted(found, digest):
             return Read(digest)

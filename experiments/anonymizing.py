@@ -15,7 +15,8 @@ from torch import Tensor
 from datamodules.alignment import warp
 from datamodules.batch import FaceBatch
 from datamodules.detection import Detector
-from datamodules.photo_files import SIDECAR, Found, Photo, peek, sidecar
+from datamodules.photo_files import Photo, peek, sidecar
+from datamodules.photo_search import SIDECAR, Found
 from datamodules.photos import OpenPhoto, look_for_places
 from experiments.photo_jobs import LABEL, PhotoJob, SkippedError, cut_out, parse_record
 from lightning_modules.keys import (

@@ -15,7 +15,8 @@ from datamodules.alignment import warp
 from datamodules.batch import FaceBatch, face_batch
 from datamodules.clips import ClipWriter, Frame, follow, frames, output_name
 from datamodules.files import write_whole
-from datamodules.photo_files import SIDECAR, Found, Photo, sidecar
+from datamodules.photo_files import Photo, sidecar
+from datamodules.photo_search import SIDECAR, Found
 from datamodules.photos import OpenPhoto, Place
 from experiments.anonymizing import Anonymizing
 from experiments.photo_jobs import LABEL, PhotoJob, parse_record

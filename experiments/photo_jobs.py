@@ -17,7 +17,8 @@ from PIL import Image
 from rich.progress import Progress
 
 from datamodules.files import write_whole
-from datamodules.photo_files import SIDECAR, Found, Photo, encode_photo, sidecar
+from datamodules.photo_files import Photo, encode_photo, sidecar
+from datamodules.photo_search import SIDECAR, Found
 from datamodules.photos import Photos
 from lightning_modules.keys import (
     Cost,

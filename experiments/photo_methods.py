@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from datamodules.photo_files import Found, peek, sidecar
+from datamodules.photo_files import peek, sidecar
+from datamodules.photo_search import Found
 from experiments.build import configuration, load_method, method_spec, read_yaml
 from experiments.photo_jobs import parse_record
 from lightning_modules.anonymizer import ReversibleAnonymizer

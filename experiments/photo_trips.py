@@ -19,7 +19,8 @@ from datamodules.alignment import warp
 from datamodules.batch import face_batch
 from datamodules.detection import Detector, default_detector, overlap
 from datamodules.files import write_whole
-from datamodules.photo_files import Found, read_photo
+from datamodules.photo_files import read_photo
+from datamodules.photo_search import Found
 from datamodules.photos import Place, look_for_places
 from datamodules.splits import split_of
 from experiments.anonymizing import Hiding

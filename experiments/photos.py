@@ -18,7 +18,8 @@ from rich.progress import Progress
 from datamodules.alignment import warp
 from datamodules.batch import FaceBatch
 from datamodules.detection import Detector, default_detector
-from datamodules.photo_files import CLIPS, SIDECAR, Found, find_photos, read_photo, sidecar
+from datamodules.photo_files import read_photo, sidecar
+from datamodules.photo_search import CLIPS, SIDECAR, Found, find_photos
 from datamodules.photos import Photos, look_for_places
 from experiments.anonymizing import Anonymizing, Hiding
 from experiments.clips import anonymize_clip, recover_clip
@@ -57,12 +58,13 @@ def anonymize(
 ) -> int:
     """Anonymize pictures: `keyveil anonymize holiday/ --out safe/`. The secret is asked for, or KEYVEIL_SECRET.
 
-    Folders are searched through and mirrored. Each face is replaced, checked against its original by a recogniser, and
-    a picture in which one is still known is not written. A second run goes on where the first was stopped; in decoy
-    mode it cannot tell whether the secret is still the same, so pictures that are done stay as they are.
+    Folders are searched through and mirrored; a .tar is a folder of pictures too, whose faces are read where they lie.
+    Each face is replaced, checked against its original by a recogniser, and a picture in which one is still known is
+    not written. A second run goes on where the first was stopped; in decoy mode it cannot tell whether the secret is
+    still the same, so pictures that are done stay as they are.
 
     Args:
-        paths: Pictures and folders, as plain words.
+        paths: Pictures, folders, and shards (.tar, not compressed), as plain words.
         out: Folder to write to.
         method: ifadit, sdn, blur, pixelate, blackbox, or a YAML file of configs/method.
         weights: What the method has learned: a checkpoint, safetensors or a card; by default the card of its name.
@@ -93,7 +95,7 @@ def anonymize(
     """
     if (faces == "except") != bool(except_for):
         raise ValueError("--faces except and --except_for go together: whose faces stay as they are?")
-    found, folder = _places(paths, out)
+    found, folder = _places(paths, out, shards=True)
     running = Running(batch_size, accelerator, devices, lossless, workers).on(trainer)
     network, name = load_photo_method(method, weights, refine, running.accelerator)
     steps = getattr(network, "refine", None)
@@ -317,12 +319,12 @@ def _parted(found: list[Found], running: Running) -> tuple[list[Found], list[Fou
     return [one for one in found if one not in clips], clips
 
 
-def _places(paths: Sequence[str], out: str) -> tuple[list[Found], Path]:
+def _places(paths: Sequence[str], out: str, shards: bool = False) -> tuple[list[Found], Path]:
     if not out:
         raise ValueError("name the folder to write to by --out")
     if not paths:
         raise ValueError("name the pictures or folders to be done")
-    found, others = find_photos(paths, out)
+    found, others = find_photos(paths, out, shards)
     if others:
         print(f"{others} other files are no pictures and are left out", file=sys.stderr)
     return found, Path(out)

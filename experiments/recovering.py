@@ -11,7 +11,8 @@ from numpy import ndarray
 from rich.progress import Progress
 from torch import Tensor
 
-from datamodules.photo_files import Found, Photo, peek, sidecar
+from datamodules.photo_files import Photo, peek, sidecar
+from datamodules.photo_search import Found
 from datamodules.photos import OpenPhoto, Place
 from experiments.photo_jobs import LABEL, PhotoJob, parse_record, put_back, read_record
 from lightning_modules.anonymizer import ReversibleAnonymizer

@@ -10,7 +10,8 @@ from typing import Any
 from rich.progress import Progress
 
 from datamodules.files import write_whole
-from datamodules.photo_files import SIDECAR, Found, peek, sidecar, with_record
+from datamodules.photo_files import peek, sidecar, with_record
+from datamodules.photo_search import SIDECAR, Found
 from experiments.photo_folder import OutputFolder
 from experiments.photo_jobs import PhotoJob, parse_record
 from experiments.photos import _places, _progress

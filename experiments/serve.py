@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from datamodules.photo_files import SIDECAR, Found, find_photos
+from datamodules.photo_search import SIDECAR, Found, find_photos
 from experiments.anonymizing import Hiding
 from experiments.photo_methods import METHODS, Running, load_photo_method, method_of
 from experiments.photos import anonymize_files, check_options, needs_secret, recover_files

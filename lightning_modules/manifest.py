@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from platformdirs import user_config_path
 
 from datamodules.files import write_whole
-from datamodules.photo_files import CLIPS, PHOTOS, SIDECAR
+from datamodules.photo_search import CLIPS, PHOTOS, SIDECAR
 
 NAME = "manifest.jsonl"
 PATTERN = "manifest*.jsonl"  # of several processes each has its own

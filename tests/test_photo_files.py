@@ -2,12 +2,14 @@
 
 import io
 import os
+import tarfile
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
-from datamodules.photo_files import Found, encode_photo, find_photos, read_photo
+from datamodules.photo_files import encode_photo, read_photo
+from datamodules.photo_search import Found, find_photos
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 
@@ -47,6 +49,60 @@ def test_nothing_is_written_over_an_input_or_another_output(tmp_path):
     assert len(find_photos([tmp_path / "a", tmp_path / "a" / "x.png"], tmp_path / "out")[0]) == 1
     with pytest.raises(FileNotFoundError, match="there is no picture"):
         find_photos([tmp_path / "c"], tmp_path / "out")
+
+
+def shard(path, names, kind=tarfile.REGTYPE, open_as="w"):
+    """A tar of PNGs, and of a text that belongs to none."""
+    picture = io.BytesIO()
+    Image.fromarray(PIXELS).save(picture, "PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, open_as) as bundle:
+        for name in [*names, "notes.json"]:
+            member = tarfile.TarInfo(name)
+            member.type, member.size = kind, len(picture.getvalue()) if kind == tarfile.REGTYPE else 0
+            member.linkname = "/etc/passwd"
+            bundle.addfile(member, io.BytesIO(picture.getvalue()))
+    return path
+
+
+def test_a_shard_is_a_folder_whose_pictures_are_read_where_they_lie(tmp_path):
+    path = shard(tmp_path / "in" / "deep" / "0.tar", ["b.png", "people/ä ö.png", ".hidden.png", "people/.x/y.png"])
+    found, others = find_photos([tmp_path / "in"], tmp_path / "out", shards=True)
+    assert [one.name for one in found] == ["deep/0/b.png", "deep/0/people/ä ö.png"]
+    assert others == 3
+    for one in found:
+        np.testing.assert_array_equal(read_photo(one).pixels, PIXELS)
+    assert [one.name for one in find_photos([path], tmp_path / "out", shards=True)[0]] == [
+        "0/b.png",
+        "0/people/ä ö.png",
+    ]
+    with pytest.raises(FileNotFoundError, match=r"no picture in .* \(1 other files\)"):
+        find_photos([tmp_path / "in"], tmp_path / "out")
+    save(tmp_path / "0" / "b.png")
+    with pytest.raises(ValueError, match="both be written to 0/b.png"):
+        find_photos([path, tmp_path], tmp_path / "out", shards=True)
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(OSError, match="ends before it"):
+        read_photo(found[1])
+
+
+def test_shards_that_are_damaged_or_would_write_elsewhere_are_refused(tmp_path):
+    path, out = tmp_path / "0.tar", tmp_path / "out"
+    for name in ("../x.png", "/x.png", "a/../../x.png"):
+        with pytest.raises(OSError, match="would leave the output folder"):
+            find_photos([shard(path, [name])], out, shards=True)
+    shard(path, ["x.png"], tarfile.SYMTYPE)
+    with pytest.raises(FileNotFoundError, match="there is no picture"):
+        find_photos([path], out, shards=True)
+    whole = shard(path, ["x.png", "y.png"]).read_bytes()
+    for cut in (100, 700, 1000 + whole.index(b"y.png")):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(OSError, match=r"0\.tar") as told:
+            find_photos([path], out, shards=True)
+        assert "\n" not in str(told.value)
+    shard(path, ["x.png"], open_as="w:gz")
+    with pytest.raises(OSError, match="an uncompressed tar archive"):
+        find_photos([path], out, shards=True)
 
 
 def test_damaged_files_are_refused_in_one_sentence(tmp_path):

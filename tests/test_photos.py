@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,8 @@ from toy_photos import ToyDetector, ToyJudge, draw_alike, picture
 import experiments.photos
 from datamodules.alignment import warp
 from datamodules.detection import Detection, default_detector
-from datamodules.photo_files import Found, encode_photo, read_photo, with_record
+from datamodules.photo_files import encode_photo, read_photo, with_record
+from datamodules.photo_search import Found
 from datamodules.photos import ODD, _turned_back, find_faces, misfit
 from experiments.cli import main
 from experiments.photo_folder import OutputFolder, rank_of_process
@@ -490,6 +492,32 @@ def test_damaged_files_are_named_and_the_others_done(capsys):
         assert said.count(f"in/{name}.png: ") == 1
     assert "Traceback" not in said
     assert entries()[-1] == {"pictures": 5, "counts": {"anonymized": 1, "failed": 4}}
+
+
+def test_shards_are_hidden_as_their_folders_would_be_and_once(capsys):
+    for number in range(2):
+        pictures = [save(f"in/{number}/{name}.png", 1 + number, seed) for seed, name in enumerate("ab")]
+        with tarfile.open(f"{number}.tar", "w") as bundle:
+            for path in pictures:
+                bundle.add(path, path.name)
+                bundle.addfile(tarfile.TarInfo(f"{path.stem}.json"))
+    assert hide("0.tar", "1.tar", out="sharded") == 0
+    assert "4 other files" in capsys.readouterr().err
+    assert hide("in", out="plain") == 0
+    names = sorted(path.relative_to("plain") for path in Path("plain").rglob("*.png"))
+    assert names == sorted(path.relative_to("sharded") for path in Path("sharded").rglob("*.png"))
+    assert open_("sharded", method="toy.yaml") == 0
+    for name in names:
+        original = pixels(f"in/{name}")
+        hidden, back = (np.abs(pixels(f"{folder}/{name}") - original).mean() for folder in ("sharded", "back"))
+        assert back < 0.1 * hidden
+    written = {name: Path("sharded", name).stat().st_mtime_ns for name in names}
+    Path("sharded/1/b.png").unlink()
+    assert hide("0.tar", "1.tar", out="sharded") == 0
+    assert "3 done before" in capsys.readouterr().err
+    kept = [name for name in names if Path("sharded", name).stat().st_mtime_ns == written[name]]
+    assert len(kept) == 3
+    assert main(["verify", "sharded"]) == 0
 
 
 def test_a_second_run_goes_on_where_the_first_was_stopped(monkeypatch, capsys):
