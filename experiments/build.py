@@ -65,7 +65,7 @@ def method_spec(entry: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If a key is unknown.
     """
-    known = ("config", "class_path", "init_args", "weights", "note")
+    known = ("config", "class_path", "init_args", "weights", "note", "published", "knob")
     if unknown := sorted(set(entry) - set(known)):
         raise ValueError(f"unknown key {unknown[0]!r} of a method; it knows {', '.join(known)}")
     spec = dict(read_yaml(configuration(entry["config"]))["model"]) if "config" in entry else {}

@@ -205,7 +205,7 @@ class _Run:
             "seconds": notes.get("seconds"),
             "size": method.size,
             "faces": faces.count,
-            "note": self.plan.methods[name].get("note", ""),
+            **{word: self.plan.methods[name].get(word) for word in ("note", "published", "knob")},
             "training_people": training_people(method, faces.people),
             "spent": 0.0,
         }

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.build import read_yaml
+from experiments.published import ANONYMIZED
 from experiments.report_pictures import folder_name
+
+PAPER_ROWS = tuple(row[0] for row in ANONYMIZED.rows)
 
 
 @dataclasses.dataclass
@@ -16,7 +19,9 @@ class Comparison:
 
     Attributes:
         methods: Row name → ``class_path`` and ``init_args``, or ``config`` (a file under ``configs/method/``) with
-            ``init_args`` over it; and ``weights`` (checkpoint, safetensors or card) for what was trained.
+            ``init_args`` over it; and ``weights`` (checkpoint, safetensors or card) for what was trained. ``note`` is a
+            footnote; ``published`` names its row in the tables of the SDN paper, whose figures then stand beside;
+            ``knob`` (``of``, ``name``, ``value``) makes a curve of the rows that have the same ``of``.
         data: Data set name → datamodule; with ``optional: true`` it is left out, and said, where it cannot be found.
         judges: Judge name → class. None may be a loss network of a method.
         size: Pixels at which pictures are compared.
@@ -66,6 +71,12 @@ class Comparison:
             raise ValueError(f"{path}: the key {missing[0]!r} is missing")
         if strange := sorted(set(found.get("unshown") or []) - set(found["data"])):
             raise ValueError(f"{path}: there is no data set {strange[0]!r} to leave unshown")
+        for name, method in found["methods"].items():
+            if method.get("published", PAPER_ROWS[0]) not in PAPER_ROWS:
+                raise ValueError(f"{path}: `published` of {name!r} must be one of {', '.join(PAPER_ROWS)}")
+            knob = method.get("knob", {"of": "", "name": "", "value": 0})
+            if set(knob) != {"of", "name", "value"} or not isinstance(knob["value"], int | float):
+                raise ValueError(f"{path}: the knob of {name!r} must have of, name and value, a number")
         names = [folder_name(name) for name in found["methods"]]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{path}: two methods would share the folder {twice[0]!r}; give them names apart")

@@ -8,10 +8,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 
 from datamodules.files import write_whole
-from experiments import report_charts, report_scores
+from experiments import report_charts, report_knobs, report_scores
 from experiments import report_pictures as pictures
 from experiments.glossary import GLOSSARY, REFERENCES, entry, metric_word
-from experiments.published import PUBLISHED, WARNING
+from experiments.published import PAPER, PUBLISHED, WARNING
+from experiments.report_beside import beside
 from experiments.report_run import Run
 from experiments.report_table import (
     COST,
@@ -58,6 +59,10 @@ def _md_table(head: Iterable[str], rows: Iterable[Iterable[str]], right: bool = 
     return ["| " + " | ".join(line) + " |" for line in (head, rule, *map(list, rows))] + [""]
 
 
+def _md_notes(notes: list[str]) -> list[str]:
+    return [f"{str(n).translate(_RAISED)} {_md(text)}  " for n, text in enumerate(notes, start=1)] + [""]
+
+
 def _head(column: Column) -> str:
     return f"{column.group}{' ' if column.judge else ': '}{column.title} {column.arrow}".rstrip()
 
@@ -89,7 +94,12 @@ def markdown(run: Run, tables: list[Table]) -> str:
             head,
             ([_md_name(row), *(_md_cell(lines) for lines in row.cells), *row.cost] for row in table.rows),
         )
-        lines += [f"{str(n).translate(_RAISED)} {_md(text)}  " for n, text in enumerate(table.notes, start=1)] + [""]
+        lines += _md_notes(table.notes)
+        for found in beside(run, table.data):
+            lines += [f"### {_md(table.data)}: {_md(found.title.lower())}, as in the tables of {_md(PAPER)}", ""]
+            head = ["method", *(f"{_md(name)}, {'measured' if ours else 'published'}" for name, ours in found.head)]
+            lines += _md_table(head, ([_md(name), *(_md_cell([line]) for line in cells)] for name, cells in found.rows))
+            lines += _md_notes(found.notes)
         if table.others:
             lines += [f"### {_md(table.data)}: all other figures", ""]
             lines += _md_table(
@@ -161,7 +171,10 @@ def page(run: Run, tables: list[Table]) -> str:
             "summary": summary(run, table.data),
             "strangers": strangers(run, table.data),
             "groups": _groups(table.columns),
-            "charts": report_charts.charts(run, table.data) + report_scores.charts(run, table.data),
+            "beside": beside(run, table.data),
+            "charts": [
+                chart for room in (report_charts, report_knobs, report_scores) for chart in room.charts(run, table.data)
+            ],
             "faces": pictures.face_rows(run, table.data),
         }
         for table in tables
@@ -173,6 +186,7 @@ def page(run: Run, tables: list[Table]) -> str:
         cost=COST,
         published=PUBLISHED,
         warning=WARNING,
+        paper=PAPER,
         judges=judge_rows(run),
         provenance=provenance(run),
         glossary=[entry(word) for word in [*GLOSSARY, *sorted(words - set(GLOSSARY))] if word in words],

@@ -143,7 +143,7 @@ def table_of(run: Run, data: str) -> Table:
             taken = [figure for figure in figures if column.takes(figure)]
             shown.update((method, slot(figure)) for figure in taken)
             by_reference = {figure.reference: figure for figure in taken}
-            lines = [_line(by_reference.get(reference), notes) for reference in column.references]
+            lines = [line_of(by_reference.get(reference), notes) for reference in column.references]
             # "n/a" twice for one reason, or twice nothing, is said once.
             said_twice = lines[0].value in (NOTHING, "n/a") and len(set(lines)) == 1
             cells.append(lines[:1] if said_twice else lines)
@@ -161,11 +161,12 @@ def table_of(run: Run, data: str) -> Table:
     others = []
     for found in sorted(rest.values(), key=lambda found: _order(next(iter(found.values())))):
         section, title = _title(next(iter(found.values())))
-        others.append((section, title, [[_line(found.get(method), notes)] for method in methods]))
+        others.append((section, title, [[line_of(found.get(method), notes)] for method in methods]))
     return Table(data, heads, rows, notes.texts, others)
 
 
-def _line(figure: Figure | None, notes: Notes) -> Line:
+def line_of(figure: Figure | None, notes: Notes) -> Line:
+    """A figure in a cell; what is not there, or has no value, says so."""
     if figure is None:
         return Line()
     if figure.value is None:

@@ -277,6 +277,14 @@ def test_an_unknown_key_is_named(tmp_path):
         Comparison.read(write(tmp_path / "c.yaml", metods={}))
     with pytest.raises(ValueError, match=r"unknown key 'checkpoint' of a method"):
         method_spec({"class_path": "x", "checkpoint": "y"})
+    for more, words in [
+        ({"published": "Nobody"}, "`published` of 'blur' must be one of Gu et al"),
+        ({"knob": {"of": "blur"}}, "knob of 'blur' must have of, name and value"),
+        ({"knob": {"of": "blur", "name": "sigma", "value": "much"}}, "value, a number"),
+    ]:
+        methods = {"blur": {"class_path": "lightning_modules.baselines.obscure.Blur", **more}}
+        with pytest.raises(ValueError, match=words):
+            Comparison.read(write(tmp_path / "c.yaml", methods=methods))
 
 
 def test_an_unknown_argument_of_a_method_is_told_in_one_sentence(tmp_path):

@@ -30,7 +30,9 @@ def sealed():
     return replace(record, faces=faces).authenticated(MASTER)
 
 
-@pytest.mark.parametrize("record", [make(), make(decoy=True), make(faces=0), sealed()], ids=str)
+@pytest.mark.parametrize(
+    "record", [make(), make(decoy=True), make(faces=0), sealed()], ids=["keyed", "decoy", "no face", "sealed"]
+)
 def test_a_record_is_read_back_as_it_was_written(record):
     assert Record.from_json(record.to_json()) == record
 

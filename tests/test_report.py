@@ -13,9 +13,11 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from experiments import report_knobs
 from experiments.glossary import GLOSSARY, LEGS
 from experiments.published import PUBLISHED
 from experiments.report import write_report
+from experiments.report_beside import beside
 from experiments.report_pictures import folder_name
 from experiments.report_run import Run
 from experiments.report_scores import BITS, COSINES
@@ -245,6 +247,55 @@ def test_left_out_data_and_judges_and_their_thresholds_are_named(files):
 def test_training_and_faces_stand_beside_the_figures(run, files):
     assert table_of(run, "orl").rows[1].cost == ["4,000", "26 min", "256", "40"]
     assert "trained on two cores" in files["table.md"]
+
+
+def beside_the_paper(out):
+    """The run, with a counterpart in the paper for its second row."""
+    rows = about()["rows"]
+    rows[1]["published"] = "SDN"
+    (out / "run.json").write_text(json.dumps(about(rows=rows)))
+    more = [
+        Figure(metric="lpips", leg="anonymized", value=None, why="weights missing: lpips", n=0),
+        Figure(metric="lpips_squeeze_caffe", leg="anonymized", value=0.123, n=40),
+        Figure(metric="fd_efflite0", leg="anonymized", value=45.6, n=40),
+        Figure(metric="background_shift", leg="anonymized", value=0.0078, n=40),
+    ]
+    common = {"method": "sdn | long", "data": "orl", "config": "x.yaml", "commit": "abc123", "weights": HASH}
+    append_results(out / "results.jsonl", [replace(figure, **common) for figure in more])
+    return out
+
+
+def test_measured_figures_stand_beside_those_of_the_paper(out):
+    assert beside(Run(out), "orl") == []
+    hidden, back, pollution = beside(Run(beside_the_paper(out)), "orl")
+    names = [f"{name}, {'ours' if ours else 'theirs'}" for name, ours in hidden.head]
+    cells = dict(zip(names, dict(hidden.rows)["sdn | long"], strict=True))
+    assert cells["LPIPS ↓, ours"].value == "n/a"
+    assert hidden.notes == ["weights missing: lpips"]
+    assert cells["LPIPS (SqueezeNet) ↓, ours"].value == "0.123"
+    assert [cells[f"{name}, theirs"].value for name in ("LPIPS ↓", "FID ↓", "SSIM ↑")] == ["0.15", "28", "0.96"]
+    assert {line.value for line in dict(hidden.rows)["blur"]} == {"—"}
+    assert [name for name, _ in back.rows] == ["sdn | long"]  # what cannot be undone has no row
+    assert [line.value for line, (_, ours) in zip(back.rows[0][1], back.head, strict=True) if not ours] == [
+        *("0.034", "28.91", "0.872", "0.451")
+    ]
+    assert dict(pollution.rows)["sdn | long"][0].value == "0.008"
+    files = written(out)
+    for text in (files["table.md"], files["report.html"]):
+        assert "Pan, Chen &amp; Wu" in text or "Pan, Chen & Wu" in text
+        assert text.count("28.91") == 2  # the paper's own table stays
+
+
+def test_rows_that_differ_in_a_number_become_a_curve(out):
+    assert report_knobs.charts(Run(out), "orl") == []
+    rows = about()["rows"]
+    for row, value in zip(rows, (8, 2), strict=True):
+        row["knob"] = {"of": "k-same", "name": "k", "value": value}
+    (out / "run.json").write_text(json.dumps(about(rows=rows)))
+    (chart,) = report_knobs.charts(Run(out), "orl")
+    assert chart.title == "k-same: k"
+    assert re.search(r"dlib: [\d.]+ % at 2, [\d.]+ % at 8", chart.text)
+    assert chart.light in written(out)["report.html"]
 
 
 def test_the_faces_of_a_run_are_known_by_their_hash(out):
