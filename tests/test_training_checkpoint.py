@@ -109,6 +109,38 @@ def test_a_run_that_is_told_to_stop_makes_its_step_and_saves_it(number, quick_tr
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+class Validated(TwoPlayers):
+    """Is told to stop in the midst of the validation after its fourth step; ``None``: never."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number, self.validated = number, 0
+
+    def validation_step(self, batch, batch_idx):
+        self.validated += 1
+        if self.number and self.global_step == 4 and batch_idx == 1:
+            os.kill(os.getpid(), self.number)
+
+
+def test_a_stop_does_not_wait_for_the_end_of_a_validation_nor_lose_a_step(quick_trainer, tmp_path):
+    def fit(folder, method, **words):
+        options = {"limit_val_batches": 4, "val_check_interval": 2, "check_val_every_n_epoch": None, "max_epochs": -1}
+        options |= {"callbacks": [TrainingCheckpoint()], "enable_checkpointing": True, "default_root_dir": folder}
+        quick_trainer(7, **options).fit(method, NoiseFaces(), **words)
+        return method
+
+    whole = fit(tmp_path / "whole", Validated(None))
+    told = Validated(signal.SIGTERM)
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path / "cut", told)
+    assert (whole.validated, told.validated) == (12, 6)
+    saved = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    assert torch.load(saved, weights_only=True)["global_step"] == 4
+    resumed = fit(tmp_path / "cut", Validated(None), ckpt_path=saved)
+    assert (len(told.seen), len(resumed.seen)) == (4, 3)
+    assert resumed.validated == 4
+
+
 def test_gradients_that_are_no_numbers_stop_the_run_and_leave_their_batch(quick_trainer, tmp_path):
     known = []
 
