@@ -29,7 +29,7 @@ demo: weights
 	$(BIN)/keyveil compare configs/compare/demo.yaml --out $(DEMO)/table
 
 test: weights
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: weights
 	$(BIN)/python -m pytest
