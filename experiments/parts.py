@@ -299,7 +299,7 @@ def _scaling(processes: int, batch: int = 4, steps: int = 8) -> Part:
 
 
 def _growth(batch: int = 2) -> Part:
-    """2,000 steps of an SDN that is as narrow and sees as few faces as will do."""
+    """3,000 steps of an SDN that is as narrow and sees as few faces as will do."""
 
     def build(device: torch.device) -> Work:
         from experiments.trainings import TimedGrowth  # not at the top: other parts have no use for it

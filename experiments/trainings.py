@@ -295,9 +295,10 @@ class TimedScaling(Training):
 
 
 class TimedGrowth(Training):
-    """``keyveil fit`` for 2,000 rounds of a step, and a line through the memory held after each but the first 200.
+    """``keyveil fit`` for 3,000 rounds of a step, and a line through the memory held after each of the last 2,000.
 
-    In the first ones buffers and caches fill. Figures are ``memory_growth`` and ``peak_memory``.
+    In the first thousand buffers and caches fill, those of the first two checkpoints too. Figures are ``memory_growth``
+    and ``peak_memory``.
     """
 
     def __call__(self) -> None:
@@ -306,9 +307,9 @@ class TimedGrowth(Training):
         Raises:
             RuntimeError: The training failed.
         """
-        found = self.fit(rounds=2000)
+        found = self.fit(rounds=3000)
         self.seconds = found["seconds"]
-        self.figures = {"memory_growth": growth(found["resident"][200:]), "peak_memory": found["peak"]}
+        self.figures = {"memory_growth": growth(found["resident"][1000:]), "peak_memory": found["peak"]}
 
 
 def scaling(alone: Sequence[float], together: Sequence[float], processes: int) -> float:
