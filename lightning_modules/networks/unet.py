@@ -18,13 +18,14 @@ class UNet(nn.Module):
         pictures: How many pictures of each face there are.
         width: Channels of the first stage, a multiple of 8; doubled by each stage, up to fourfold.
         depth: Stages of half the size each; S is a multiple of ``2 ** (depth + 1)``.
+        code: Length of a code of each face that is added in the bottleneck; 0 for none.
 
     Example:
         >>> UNet(width=8, depth=2)(torch.zeros(2, 3, 16, 16)).shape
         torch.Size([2, 3, 16, 16])
     """
 
-    def __init__(self, pictures: int = 1, width: int = 32, depth: int = 3) -> None:
+    def __init__(self, pictures: int = 1, width: int = 32, depth: int = 3, code: int = 0) -> None:
         super().__init__()
         widths = [width << min(stage, 2) for stage in range(depth + 1)]
         self.downs = nn.ModuleList(_stage(i, o) for i, o in zip([12 * pictures, *widths], widths, strict=False))
@@ -32,14 +33,19 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(width, 12, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+        self.inject = nn.Linear(code, widths[-1]) if code else None
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, image: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch 3 size size"]:
-        """What becomes of pictures in [-1, 1]; it may go beyond."""
+    def forward(
+        self, image: Float[Tensor, "batch channels size size"], code: Float[Tensor, "batch length"] | None = None
+    ) -> Float[Tensor, "batch 3 size size"]:
+        """What becomes of pictures in [-1, 1], under a code if it takes one; it may go beyond."""
         x, passed = F.pixel_unshuffle(image, 2).contiguous(memory_format=torch.channels_last), []
         for down in self.downs:
             x = down(F.avg_pool2d(x, 2) if passed else x)
             passed.append(x)
+        if self.inject is not None:
+            x = x + self.inject(code)[:, :, None, None]
         for up, beside in zip(self.ups, passed[-2::-1], strict=True):
             x = up(torch.cat([F.interpolate(x, scale_factor=2.0), beside], 1))
         return image[:, -3:] + F.pixel_shuffle(self.out(x), 2)
