@@ -31,7 +31,16 @@ from experiments.build import build, configuration, load_method, method_spec
 from experiments.chosen import ChosenFaces, chosen_faces
 from experiments.comparison import Comparison
 from experiments.embeddings import Remembering
-from experiments.exchange import Speed, comparison_secret, hide_into, is_made_by, keep_if, nearby_trips, read_trip
+from experiments.exchange import (
+    Speed,
+    comparison_secret,
+    hide_into,
+    is_made_by,
+    keep_if,
+    kept_bytes,
+    nearby_trips,
+    read_trip,
+)
 from experiments.guards import Guard, check_judges, training_people
 from experiments.opening import recover_elsewhere
 from experiments.provenance import about, code_digest, commit, file_digest, own_sources, versions, when
@@ -227,6 +236,10 @@ class _Run:
             row["spent"] += spent
             figures += measured
             scores += [json.loads(dataclasses.replace(found, method=name, data=data).to_json()) for found in counted]
+        if beside := kept_bytes(self._folder(data, name)):
+            row["note"] = "; ".join(
+                [*filter(None, [row["note"]]), f"{beside:,} bytes a face are kept beside its picture"]
+            )
         figures = [dataclasses.replace(figure, **common) for figure in figures]
         self.rows.append(row)
         lines = [json.loads(figure.to_json()) for figure in figures]
@@ -253,7 +266,7 @@ class _Run:
         the same tensors and the same code; that of judges and metrics does not count.
         """
         method, plan = guard.method, self.plan
-        png = self.out / "faces" / data / folder_name(name)
+        png = self._folder(data, name)
         folder = png if carrier == "png" else png.with_name(f"{png.name}@{carrier}")
         made_by = f"{making} {guard.tensors} {faces.digest}"
         keep_if(folder, made_by)
@@ -311,6 +324,9 @@ class _Run:
         scores = [found for metric in judged for found in metric.histograms()] if carrier == "png" else []
         spent = hiding.seconds + judging.seconds + (opening.seconds if opening else 0)
         return figures, scores, spent
+
+    def _folder(self, data: str, name: str) -> Path:
+        return self.out / "faces" / data / folder_name(name)
 
     def _judged(self, near_key: str, groups: Groups | None = None) -> list[IdentityScores]:
         """A metric for each judge."""

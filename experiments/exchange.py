@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from datamodules.batch import FaceBatch, face_batch
-from datamodules.files import write_whole
+from datamodules.files import write_tensors, write_whole
 from lightning_modules.anonymizer import ReversibleAnonymizer, RoundTrip, resize
 from lightning_modules.carriers import decode, encode
 from lightning_modules.keys import Cost, Header, KeyRing, Secret, stretch
 from lightning_modules.trained import weights_hash
 
+KEPT = "kept"  # folder of what a method keeps of each face beside its picture
 NEARBY = "nearby"  # folder of what keys at several distances from the right one open
 SUFFIX = {"png": ".png", "half": ".png", "noise1": ".png", "webp80": ".webp"}  # the JPEG qualities: .jpg
 
@@ -40,6 +42,9 @@ def hide_into(
     invert: bool = True,
 ) -> Speed:
     """Anonymize faces into ``folder``: one file a face, and ``header.json``, which is all that recovery gets.
+
+    A method that keeps something of each face beside its picture (:meth:`~ReversibleAnonymizer.kept`) finds it again in
+    ``kept/``.
 
     Faces are also hidden under other keys (``other/``, ``other-2/`` …), for diversity, and inverted (with ``invert``)
     where the method can. Pictures that lie there already are left as they are, so that a run goes on where it was
@@ -71,6 +76,9 @@ def hide_into(
                 hide = partial(speed.of, method.anonymize, face, _numbers(method, draw, batch.sample), method.size)
                 _fill(folder / leg, batch.sample, carrier, hide, png and png / leg)
                 speed.keep(folder / "hiding.json")
+            with speed.timed():
+                right = _numbers(method, keys.right, batch.sample)
+                _keep(folder / KEPT, batch.sample, partial(method.kept, face, right))
             if invert:
                 _fill(folder / "inverted", batch.sample, "png", partial(method.invert, face), png and png / "inverted")
         attributes |= dict(zip(batch.sample.tolist(), batch.attributes[:, : method.attributes].tolist(), strict=True))
@@ -108,7 +116,7 @@ def recover_from(
         sample = torch.tensor([int(file.stem) for file in chunk])
         image = torch.stack([resize(decode(file.read_bytes())[None], method.size)[0] for file in chunk])
         attributes = torch.tensor([described["attributes"][str(int(s))] for s in sample])
-        face = face_batch(image, attributes=attributes.reshape(len(chunk), -1))
+        face = face_batch(image, attributes=attributes.reshape(len(chunk), -1), w=_kept(folder / KEPT, sample))
         right = _numbers(method, keys.right, sample)
         tried: dict[str, tuple[FaceBatch, Tensor | None]] = {"recovered": (face, right)}
         for index, leg in enumerate(_legs("wrongly_recovered", tries)):
@@ -213,6 +221,34 @@ def _fill(
     made = torch.stack([decode(file.read_bytes()) for file in known]) if len(known) == len(files) else make()
     for image, file in zip(() if made is None else made, files, strict=made is not None):
         write_whole(file, encode(image, carrier))
+
+
+def _keep(folder: Path, sample: Tensor, keep: Callable[[], Tensor | None]) -> None:
+    """Save what a method keeps, a file of one tensor a face, unless an earlier run did.
+
+    Raises:
+        ValueError: If it is not a row a face.
+    """
+    files = [folder / f"{int(number):06d}.safetensors" for number in sample]
+    if all(file.is_file() for file in files) or (rows := keep()) is None:
+        return
+    if rows.ndim < 2 or len(rows) != len(files):
+        raise ValueError(f"expected a row for each of {len(files)} faces, got {tuple(rows.shape)} of kept")
+    for row, file in zip(rows, files, strict=True):
+        write_tensors(file, {KEPT: row})
+
+
+def _kept(folder: Path, sample: Tensor) -> Tensor | None:
+    """What was kept of faces; ``None`` where nothing was."""
+    if not folder.is_dir():
+        return None
+    return torch.stack([load_file(folder / f"{int(number):06d}.safetensors")[KEPT] for number in sample])
+
+
+def kept_bytes(folder: Path) -> int:
+    """How many bytes a face are kept beside the pictures of ``folder``."""
+    first = next((folder / KEPT).glob("*.safetensors"), None)
+    return 0 if first is None else load_file(first)[KEPT].nbytes
 
 
 def _saved(stem: Path) -> Path | None:

@@ -57,20 +57,27 @@ class Guard:
 
     @torch.no_grad()
     def alone_or_in_company(self, batch: FaceBatch) -> None:
-        """Check that a face is hidden alike alone and beside others.
+        """Check that a face is hidden alike alone and beside others, and that the same is kept of it.
 
         Raises:
-            ValueError: If what the method makes of a face depends on the others of its batch.
+            ValueError: If what the method makes or keeps of a face depends on the others of its batch.
         """
         if len(batch.image) < 2:
             return
         method, ring = self.method, KeyRing.from_seed(0)
         face = method.fit_size(FaceBatch(*(field[:2] for field in batch)))
         keys = torch.stack([method.key_spec.numbers(ring.right(int(s))) for s in face.sample])
-        together = method.anonymize(face, keys)[:1]
-        alone = method.anonymize(FaceBatch(*(field[:1] for field in face)), keys[:1])
+        one = FaceBatch(*(field[:1] for field in face))
+        together, alone = method.anonymize(face, keys)[:1], method.anonymize(one, keys[:1])
         if float((together - alone).square().mean()) / 4 > 10 ** (-ALIKE / 10):
             raise ValueError("what it makes of a face depends on the faces beside it")
+        together, alone = method.kept(face, keys), method.kept(one, keys[:1])
+        if together is None or alone is None:
+            if together is not alone:
+                raise ValueError("whether it keeps something of a face depends on the faces beside it")
+            return
+        if not _alike(together[:1].float(), alone.float()):
+            raise ValueError("what it keeps of a face depends on the faces beside it")
 
     def judge(self, trips: Iterable[RoundTrip]) -> None:
         """Judge the round trips of all faces; the first honest one is enough.
@@ -120,6 +127,13 @@ def training_people(method: ReversibleAnonymizer, tested: Collection[str]) -> st
     met = {mark.partition(":")[0] for mark in tested}
     said = [f"{n:,} of {name}" + (", none of those tested" if name in met else "") for name, n in sorted(count.items())]
     return "; ".join(said) or "nobody"
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether what is kept of a face twice agrees, as closely as two renderings of one must."""
+    if one.shape != other.shape:
+        return False
+    return float((one - other).square().sum()) <= 10 ** (-ALIKE / 10) * float(other.square().sum())
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -94,10 +94,10 @@ def guess_auc(signs: Float[Tensor, "batch guesses"]) -> Float[Tensor, " batch"]:
 
 
 def received_faces(method: ReversibleAnonymizer, face: FaceBatch, key: Tensor) -> FaceBatch:
-    """What a recipient gets of faces: the saved anonymized pictures and the attributes that are factors."""
+    """What a recipient gets of faces: the saved anonymized pictures, what is kept beside them, and known factors."""
     with torch.no_grad():
-        saved = through_file(method.anonymize(face, key), "png")
-    return face_batch(saved, attributes=face.attributes[:, : method.attributes])
+        saved, kept = through_file(method.anonymize(face, key), "png"), method.kept(face, key)
+    return face_batch(saved, attributes=face.attributes[:, : method.attributes], w=kept)
 
 
 BLOCK = 8  # pixels of the side of the blocks that an attacker learns, as in JPEG
