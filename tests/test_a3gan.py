@@ -141,7 +141,7 @@ def test_the_recogniser_is_named_and_stays_out_of_checkpoints():
 
 
 def test_it_learns_to_lead_eight_faces_away_from_themselves(quick_trainer):
-    weights = A3GANWeights(adversarial=0.0, identity=2.0, attributes=0.0, code=0.0, passed=0.1)
+    weights = A3GANWeights(adversarial=0.0, identity=2.0, attributes=0.0, code=0.0, layout=0.0, passed=0.1)
     method, faces = small(learning_rate=2e-3, weights=weights), NoiseFaces(count=8, people=8, batch_size=8)
     whole = faces.whole()
 

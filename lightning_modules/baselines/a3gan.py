@@ -8,7 +8,8 @@ OURS: every size and weight, and all of this. A suppressive unit is a convolutio
 input, and an open gate costs. Injected are some of CelebA's attributes (those that may change drawn from the face's
 number, the others read off the face) and a few normal numbers from the same draw, which must be readable off the result
 so that faces differ where there are no labels. The anonymization loss is the distance to the original for a frozen
-recogniser. The decoder is SDN's, and paints within its oval over the 8 by 8 block means of the picture, which stay.
+recogniser. The decoder is SDN's, and paints within its oval over the 8 by 8 block means of the picture, which stay;
+those of 16 by 16 are asked to: without them, it paints stripes first.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from lightning_modules.keys import KeySpec
 from lightning_modules.losses import push_apart, weighted_sum
 from lightning_modules.networks.discriminators import FaceDiscriminator, gradient_penalty
 from lightning_modules.optimization import TrainingSteps, seed_of
+from lightning_modules.sdn.losses import layout
 from lightning_modules.sdn.networks import STYLE, Decoder, stages
 from lightning_modules.sdn.texture import blurred, oval, with_means_of
 
@@ -42,7 +44,8 @@ class A3GANWeights:
     adversarial: float = 1.0
     identity: float = 2.0
     attributes: float = 0.5
-    code: float = 0.5
+    code: float = 0.2
+    layout: float = 3.0
     passed: float = 0.1
 
 
@@ -152,6 +155,7 @@ class A3GAN(TrainingSteps, ReversibleAnonymizer):
                 "identity": push_apart(self.recognizer(made), original),
                 "attributes": self._attribute_error(read, injection),
                 "code": self._code_error(read, injection),
+                "layout": layout(made, face.image),
                 "passed": passed,
             }
             self.descend(weighted_sum(terms, self.weights), generator, batch_idx, counts=True)
