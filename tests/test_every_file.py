@@ -19,6 +19,7 @@ SMALL = {
     "ciagan": {"width": 8, "discriminator_width": 4, "siamese_width": 4, "identities": 16384},
     "a3gan": {"width": 4, "discriminator_width": 4},
     "riddle": {"size": 128},
+    "facebert": {"first": "tokens"},
     "ifadit-disentangle": {"size": 128, "width": 8, "blocks": 1},
     "ifadit-transform": {"size": 128, "width": 8, "blocks": 1},
     "ifadit-flow": {"size": 128, "width": 8, "blocks": 1},
