@@ -16,6 +16,8 @@ from lightning_modules.carriers import write_picture
 
 SMALL = {
     "sdn": {"width": 4, "discriminator_width": 4},
+    "fit": {"width": 4, "blocks": 1, "discriminator_width": 4},
+    "mfm": {"width": 4, "blocks": 1, "discriminator_width": 4},
     "ifadit-disentangle": {"size": 128, "width": 8, "blocks": 1},
     "ifadit-transform": {"size": 128, "width": 8, "blocks": 1},
     "ifadit-flow": {"size": 128, "width": 8, "blocks": 1},
