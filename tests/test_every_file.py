@@ -20,6 +20,8 @@ SMALL = {
     "a3gan": {"width": 4, "discriminator_width": 4},
     "riddle": {"size": 128},
     "facebert": {"first": "tokens"},
+    "fit": {"width": 4, "blocks": 1, "discriminator_width": 4},
+    "mfm": {"width": 4, "blocks": 1, "discriminator_width": 4},
     "ifadit-disentangle": {"size": 128, "width": 8, "blocks": 1},
     "ifadit-transform": {"size": 128, "width": 8, "blocks": 1},
     "ifadit-flow": {"size": 128, "width": 8, "blocks": 1},
