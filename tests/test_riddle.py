@@ -8,9 +8,12 @@ from datamodules.latent import LatentDataModule
 from experiments.compare import compare
 from experiments.exchange import hide_into, kept_bytes, recover_from
 from experiments.guards import Guard
-from lightning_modules.baselines.riddle import Inversion, LatentEncryptor, Reading, RiDDLE, RiDDLEWeights
+from lightning_modules.baselines.code_reading import Reading
+from lightning_modules.baselines.inversion import Inversion
+from lightning_modules.baselines.riddle import RiDDLE, RiDDLEWeights
 from lightning_modules.keys import KeyRing, Secret
 from lightning_modules.losses import weighted_sum
+from lightning_modules.networks.latent_encryptor import LatentEncryptor
 from lightning_modules.trained import load_trained, save_trained
 
 SMALL = {"trunk": "own", "width": 8, "blocks": 1, "live_rows": 4}
@@ -146,7 +149,7 @@ def test_checkpoints_hold_the_mapper_alone(tmp_path):
 
 
 def test_identity_codes_alone_are_refused(quick_trainer):
-    with pytest.raises(ValueError, match="must be a lightning_modules.baselines.riddle.Inversion"):
+    with pytest.raises(ValueError, match="must be a lightning_modules.baselines.inversion.Inversion"):
         quick_trainer(1).fit(riddle(latent=True), LatentDataModule(NoiseFaces(), LinearRecognizer(), batch_size=4))
 
 

@@ -19,32 +19,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datamodules.batch import FaceBatch
 from datamodules.latent import gallery_codes
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer, resize
-from lightning_modules.ifadit.disentangle import Disentangler, Trunk
+from lightning_modules.baselines.code_reading import Reading
+from lightning_modules.baselines.inversion import Identities, Inversion, Rows
+from lightning_modules.ifadit.disentangle import Trunk
 from lightning_modules.ifadit.networks import CODE
 from lightning_modules.keys import KeySpec
 from lightning_modules.losses import feature_distance, pull_together, push_apart, spread, weighted_sum
-from lightning_modules.networks.frozen import Frozen
+from lightning_modules.networks.latent_encryptor import LatentEncryptor
 from lightning_modules.optimization import TrainingSteps
 from lightning_modules.paste import finish
 from lightning_modules.processes import everyone
-from lightning_modules.trained import load_trained, weights_hash
-from lightning_modules.weights import card, cards
 
-Rows = Float[Tensor, "batch rows 512"]
-Identities = Float[Tensor, "batch 512"]
-
-RIDGE = 0.006  # of the mean square: between 0.0006 and 0.06 held-out codes are read alike
-SHRINK = 0.1  # likewise of identity codes, 99 % of whose variance lies in 138 of 512 directions
 READ = 4096  # faces that the regressions are fitted to, at most
 
 
@@ -75,138 +69,6 @@ class RiDDLEWeights:
     image: float = 1.0
     perceptual: float = 0.5
     layout: float = 1.0
-
-
-class Inversion(Frozen):
-    """Faces as codes and back, by the first phase of iFADIT; frozen, and out of checkpoints.
-
-    Args:
-        generator: Frozen generator.
-        recognizer: Frozen identity network.
-        disentangled: Weights of the first phase: a card, a checkpoint or safetensors; ``None``: untrained.
-        trunk: Where the encoder's trunk starts, as in phase 1.
-        width: Width of the attribute encoder, as in phase 1.
-        blocks: Residual blocks a stage of it, as in phase 1.
-        live_rows: Style rows told apart, as in phase 1.
-    """
-
-    def __init__(
-        self,
-        generator: nn.Module,
-        recognizer: nn.Module,
-        disentangled: str | Path | None = None,
-        trunk: Trunk = "recognizer",
-        width: int = 32,
-        blocks: int = 2,
-        live_rows: int = 17,
-    ) -> None:
-        super().__init__()
-        parts = nn.ModuleDict({"disentangler": Disentangler(generator, recognizer, live_rows, width, blocks, trunk)})
-        if disentangled is not None:
-            load_trained(parts, disentangled, prefix="disentangler.")
-        self.trained_on = getattr(parts, "trained_on", frozenset())
-        self.disentangler, self.live_rows = parts["disentangler"], live_rows
-        named = str(disentangled) in cards()
-        own = {str(disentangled): card(str(disentangled)).digest} if named else {"inversion": weights_hash(parts)}
-        self.card_hashes = {**getattr(generator, "card_hashes", {}), **getattr(recognizer, "card_hashes", {}), **own}
-        self.freeze()
-
-    def forward(self, image: Image) -> Float[Tensor, "batch codes"]:
-        """Identity code and live W+ rows of each face in one line: what a latent data module keeps of it."""
-        z = self.disentangler.recognizer(image)
-        w = self.disentangler.codes(z, self.disentangler.attribute_encoder(image))
-        return torch.cat([z, w[:, : self.live_rows].flatten(1)], 1)
-
-    def apart(self, codes: Float[Tensor, "batch codes"]) -> tuple[Identities, Rows]:
-        """The two that :meth:`forward` put together.
-
-        Raises:
-            ValueError: If they are codes of something else.
-        """
-        if codes.shape[1] != CODE * (1 + self.live_rows):
-            raise ValueError(
-                f"expected codes of {CODE * (1 + self.live_rows)} numbers, got {codes.shape[1]}; the data module's "
-                "recognizer must be a lightning_modules.baselines.riddle.Inversion with as many live_rows"
-            )
-        return codes[:, :CODE], codes[:, CODE:].unflatten(1, (self.live_rows, CODE))
-
-    def render(self, w: Rows, size: int, **how: bool) -> Image:
-        """Pictures of live rows; the generator's later ones repeat the last."""
-        rest = self.disentangler.generator.num_layers - self.live_rows
-        return self.disentangler.generator(torch.cat([w, w[:, -1:].expand(-1, rest, -1)], 1), size=size, **how)
-
-
-class LatentEncryptor(nn.Module):
-    """The mapper: rows of a code and a password → rows of another code; the same network both ways.
-
-    Args:
-        groups: Rows of each group, coarse ones first.
-        heads: Attention heads.
-        inside: Width of the feed-forward part.
-    """
-
-    def __init__(self, groups: list[int], heads: int = 4, inside: int = 1024) -> None:
-        super().__init__()
-        self.groups = groups
-        self.layers = nn.ModuleList(
-            nn.TransformerDecoderLayer(CODE, heads, inside, dropout=0.0, batch_first=True, norm_first=True)
-            for _ in groups
-        )
-        self.out = nn.ModuleList(nn.Linear(CODE, CODE) for _ in groups)
-        for out in self.out:
-            out.weight.data.copy_(-torch.eye(CODE))  # M(x) = −(x + s(k)): applied twice it gives x back
-            nn.init.zeros_(out.bias)
-        self.places = nn.Parameter(0.1 * torch.randn(2, sum(groups), CODE))
-        self.register_buffer("centre", torch.zeros(sum(groups), CODE))
-
-    def forward(self, w: Rows, password: Float[Tensor, "batch 512"]) -> Rows:
-        """Encrypt or decrypt codes under passwords, which are centred w codes."""
-        seen = (w - self.centre + self.places[0]).split(self.groups, 1)
-        asked = (password[:, None] + self.places[1]).split(self.groups, 1)
-        made = [out(layer(x, k)) for layer, out, x, k in zip(self.layers, self.out, seen, asked, strict=True)]
-        return self.centre + self.places[0] + torch.cat(made, 1)
-
-
-class Reading(NamedTuple):
-    """Linear regressions between identity codes and W+ codes of training faces.
-
-    Attributes:
-        z, w: Their means.
-        read: W+ code → identity code, ``(rows · 512, 512)``.
-        write: Identity code → what it says of the W+ code, ``(512, rows · 512)``.
-        precision: Of identity codes, so that people are 1 from their mean on average.
-    """
-
-    z: Tensor
-    w: Tensor
-    read: Tensor
-    write: Tensor
-    precision: Tensor
-
-    @classmethod
-    def of(cls, z: Identities, w: Rows) -> Reading:
-        """Fit them, ridged by :data:`RIDGE` and :data:`SHRINK`."""
-        mean_z, mean_w = z.mean(0), w.flatten(1).mean(0)
-        y, x = z - mean_z, w.flatten(1) - mean_w
-        across, along = x @ x.T, y.T @ y / len(y)
-        across = across + RIDGE * across.diagonal().mean() * torch.eye(len(x)).to(x)
-        precision = torch.linalg.inv(along + SHRINK * along.diagonal().mean() * torch.eye(CODE).to(x))
-        read, write = x.T @ torch.linalg.solve(across, y), precision @ (y.T @ x / len(y))
-        return cls(mean_z, mean_w, read, write, precision / ((y @ precision) * y).sum(1).mean())
-
-    def identity(self, w: Rows) -> Identities:
-        """Identity codes as they are read off W+ codes."""
-        return self.z + (w.flatten(1) - self.w) @ self.read
-
-    def unexplained(self, w: Rows, original: Rows) -> Tensor:
-        """Mean squared difference of two codes but for what that of their identities says."""
-        change = (w - original).flatten(1)
-        return (change - change @ self.read @ self.write).square().mean()
-
-    def strangeness(self, w: Rows) -> Tensor:
-        """Mean over faces of how much further from the mean person they are than people usually are."""
-        from_mean = self.identity(w) - self.z
-        return F.relu(((from_mean @ self.precision) * from_mean).sum(1) - 1).mean()
 
 
 class RiDDLE(TrainingSteps, ReversibleAnonymizer):
