@@ -43,8 +43,8 @@ def hide_into(
 ) -> Speed:
     """Anonymize faces into ``folder``: one file a face, and ``header.json``, which is all that recovery gets.
 
-    A method that keeps something of each face beside its picture (:meth:`~ReversibleAnonymizer.kept`) finds it again in
-    ``kept/``.
+    A method that keeps something of each face beside its picture (:meth:`~ReversibleAnonymizer.kept_beside`) finds it
+    again in ``kept/``.
 
     Faces are also hidden under other keys (``other/``, ``other-2/`` …), for diversity, and inverted (with ``invert``)
     where the method can. Pictures that lie there already are left as they are, so that a run goes on where it was
@@ -78,7 +78,7 @@ def hide_into(
                 speed.keep(folder / "hiding.json")
             with speed.timed():
                 right = _numbers(method, keys.right, batch.sample)
-                _keep(folder / KEPT, batch.sample, partial(method.kept, face, right))
+                _keep(folder / KEPT, batch.sample, partial(method.kept_beside, face, right))
             if invert:
                 _fill(folder / "inverted", batch.sample, "png", partial(method.invert, face), png and png / "inverted")
         attributes |= dict(zip(batch.sample.tolist(), batch.attributes[:, : method.attributes].tolist(), strict=True))

@@ -71,7 +71,7 @@ class Guard:
         together, alone = method.anonymize(face, keys)[:1], method.anonymize(one, keys[:1])
         if float((together - alone).square().mean()) / 4 > 10 ** (-ALIKE / 10):
             raise ValueError("what it makes of a face depends on the faces beside it")
-        together, alone = method.kept(face, keys), method.kept(one, keys[:1])
+        together, alone = method.kept_beside(face, keys), method.kept_beside(one, keys[:1])
         if together is None or alone is None:
             if together is not alone:
                 raise ValueError("whether it keeps something of a face depends on the faces beside it")

@@ -101,7 +101,7 @@ class ReversibleAnonymizer(L.LightningModule):
         """
         raise ValueError(f"{type(self).__name__} is not reversible; only the sealed original can be recovered")
 
-    def kept(self, face: FaceBatch, key: Tensor) -> Tensor | None:
+    def kept_beside(self, face: FaceBatch, key: Tensor) -> Tensor | None:
         """What has to be kept beside the anonymized faces for :meth:`recover`, which gets it as ``face.w``; no secret.
 
         ``(B, ...)``, of nothing but face and key; ``None`` where the pictures are enough, as they should be.
@@ -151,7 +151,7 @@ class ReversibleAnonymizer(L.LightningModule):
         )
         saved = through_file(self.anonymize(face, right), carrier)
         # Nothing else of the original passes this line; attributes do where they are factors, which the holder knows.
-        received = face_batch(saved, attributes=face.attributes[:, : self.attributes], w=self.kept(face, right))
+        received = face_batch(saved, attributes=face.attributes[:, : self.attributes], w=self.kept_beside(face, right))
 
         def read(key: Tensor | None) -> Tensor:
             if key is None or not self.reversible:

@@ -96,7 +96,7 @@ def guess_auc(signs: Float[Tensor, "batch guesses"]) -> Float[Tensor, " batch"]:
 def received_faces(method: ReversibleAnonymizer, face: FaceBatch, key: Tensor) -> FaceBatch:
     """What a recipient gets of faces: the saved anonymized pictures, what is kept beside them, and known factors."""
     with torch.no_grad():
-        saved, kept = through_file(method.anonymize(face, key), "png"), method.kept(face, key)
+        saved, kept = through_file(method.anonymize(face, key), "png"), method.kept_beside(face, key)
     return face_batch(saved, attributes=face.attributes[:, : method.attributes], w=kept)
 
 

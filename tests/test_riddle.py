@@ -50,12 +50,12 @@ def test_both_verbs_give_pictures_of_the_method_size(path):
 
 def test_a_face_depends_on_its_key_and_on_nobody_beside_it():
     method, faces = riddle().eval(), NoiseFaces(count=4).whole()
-    made, kept = method.anonymize(faces, keys(4)), method.kept(faces, keys(4))
+    made, kept = method.anonymize(faces, keys(4)), method.kept_beside(faces, keys(4))
     assert torch.equal(method.anonymize(faces, keys(4)), made)
     assert (method.anonymize(faces, keys(4, seed=1)) - made).abs().mean() > 1e-3
     one = type(faces)(*(field[2:3] for field in faces))
     torch.testing.assert_close(method.anonymize(one, keys(4)[2:3])[0], made[2], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(method.kept(one, keys(4)[2:3])[0], kept[2], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(method.kept_beside(one, keys(4)[2:3])[0], kept[2], rtol=1e-2, atol=1e-2)
     Guard(method).alone_or_in_company(faces)
 
 
@@ -174,7 +174,7 @@ def test_recovery_reads_what_was_kept_and_not_the_picture(tmp_path):
 
 def test_from_the_picture_nothing_is_kept(tmp_path):
     method, faces = riddle(path="picture").eval(), NoiseFaces(count=2).whole()
-    assert method.kept(faces, keys(2)) is None
+    assert method.kept_beside(faces, keys(2)) is None
     hide_into(tmp_path, method, [faces], Secret("one"), 0, "png")
     assert not (tmp_path / "kept").exists()
     assert kept_bytes(tmp_path) == 0
@@ -199,8 +199,8 @@ def test_a_comparison_hands_over_what_is_kept_and_tells_how_much(tmp_path, monke
 
 
 class KeepsWhoIsBeside(Small):
-    def kept(self, face, key):
-        return super().kept(face, key) * len(face.image)
+    def kept_beside(self, face, key):
+        return super().kept_beside(face, key) * len(face.image)
 
 
 def test_what_is_kept_is_of_one_face_alone():
@@ -209,8 +209,8 @@ def test_what_is_kept_is_of_one_face_alone():
 
 
 class KeepsOneForAll(Small):
-    def kept(self, face, key):
-        return super().kept(face, key)[:1]
+    def kept_beside(self, face, key):
+        return super().kept_beside(face, key)[:1]
 
 
 def test_what_is_kept_is_a_row_a_face(tmp_path):

@@ -139,7 +139,7 @@ class RiDDLE(TrainingSteps, ReversibleAnonymizer):
         """``paste(G(M(E(x), w_k)), x)``."""
         return self._finish(self._encrypted(face, key), face.image)
 
-    def kept(self, face: FaceBatch, key: Tensor) -> Tensor | None:
+    def kept_beside(self, face: FaceBatch, key: Tensor) -> Tensor | None:
         """The encrypted live rows in half precision, 17 · 512 numbers of two bytes, where recovery starts from them."""
         return self._encrypted(face, key).half() if self.path == "latent" else None
 
