@@ -1,4 +1,4 @@
-"""What files hold, as hashes: each is read once, and again when its length or its time of change is another."""
+"""What files and networks hold, as hashes; caches are named by them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from datamodules.archives import cache_folder, progress
 from datamodules.files import write_whole
 
 
 def contents(folder: Path, files: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of each of a folder's files by its name, or why it cannot be read."""
+    """SHA-256 of each of a folder's files by its name, or why it cannot be read.
+
+    A file is read once, and again when its length or its time of change is another.
+    """
     folder = folder.resolve()
     kept = cache_folder() / "contents" / f"{sha256(os.fsencode(folder)).hexdigest()[:16]}.json"
     known = _read(kept)
@@ -35,6 +41,12 @@ def contents(folder: Path, files: Sequence[str]) -> dict[str, str]:
     if any(known.get(file) != entry for file, entry in new.items()):
         write_whole(kept, json.dumps(known | new))
     return {file: digest for file, (_, digest) in told.items()}
+
+
+def add_tensors(digest: Any, network: nn.Module) -> None:
+    """Add a network's tensors to a hash, those too that a frozen one keeps out of its ``state_dict``."""
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
 
 
 def _read(kept: Path) -> dict[str, list]:

@@ -16,6 +16,7 @@ from numpy import ndarray
 from torch import nn
 
 from datamodules.archives import unpacked
+from datamodules.contents import add_tensors
 from datamodules.detection import Detector
 from datamodules.sources import IMAGES, Face, FaceSource, Picture, find_root, list_pictures
 from lightning_modules.weights import locate
@@ -266,9 +267,7 @@ class GeneratedFaces(FaceSource):
     def fingerprint(self, pictures: Sequence[Picture]) -> str:
         """Hash of the generator's weights, seed, truncation and the numbers."""
         digest = sha256(f"{type(self.generator).__qualname__} {self.seed} {self.truncation} {self.how}".encode())
-        # not state_dict: a frozen network keeps its weights out of it
-        for name, tensor in [*self.generator.named_parameters(), *self.generator.named_buffers()]:
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        add_tensors(digest, self.generator)
         digest.update(" ".join(str(picture.sample) for picture in pictures).encode())
         return digest.hexdigest()
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.archives import cache_folder
 from datamodules.batch import FaceBatch, face_batch
+from datamodules.contents import add_tensors
 from datamodules.faces import FaceDataModule
 from datamodules.files import write_tensors
 from datamodules.splits import Split
@@ -108,8 +109,11 @@ def _cached(part: L.LightningDataModule, recognizer: nn.Module) -> dict[str, Ten
         ]
         return {"codes": torch.cat([z for z, _ in rows]), "identity": torch.cat([i for _, i in rows])}
     name = part.dataset("train").name
-    hashes = " ".join(f"{k}={v}" for k, v in sorted(getattr(recognizer, "card_hashes", {}).items()))
-    path = cache_folder() / "codes" / f"{sha256(f'{name} {hashes}'.encode()).hexdigest()[:16]}.safetensors"
+    known = getattr(recognizer, "card_hashes", {})
+    digest = sha256(f"{name} {' '.join(f'{k}={v}' for k, v in sorted(known.items()))}".encode())
+    if not known:
+        add_tensors(digest, recognizer)
+    path = cache_folder() / "codes" / f"{digest.hexdigest()[:16]}.safetensors"
     if not path.is_file():
         device = _device(recognizer)
         batches = track(part.gallery_dataloader(), f"identity codes of {part.faces.name}")

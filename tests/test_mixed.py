@@ -112,3 +112,26 @@ def test_the_people_of_a_gallery_follow_one_another(tmp_path, monkeypatch):
     assert set(mixed.people("train")) == set(range(mixed.num_identities))
     assert set(mixed.people("train").values()) == {mark for part in parts for mark in part.people("train").values()}
     assert mixed.people("test") == parts[0].people("test")
+
+
+def test_codes_are_cached_by_what_faces_and_network_hold(tmp_path, monkeypatch):
+    monkeypatch.setenv("KEYVEIL_CACHE", str(tmp_path / "cache"))
+    for person in range(12):
+        (tmp_path / "people" / str(person)).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "people" / str(person) / "0.png"), np.full((40, 40, 3), 9 + 9 * person, np.uint8))
+
+    def codes(network):
+        source = ImageFolderFaces(str(tmp_path / "people"))
+        return gallery_codes(FaceDataModule(source, 16, 4, num_workers=0, detector=MiddleFace()), network)[0]
+
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2))
+    first = codes(network)
+    monkeypatch.setattr("datamodules.latent.write_tensors", lambda *_: pytest.fail("was made again"))
+    assert torch.equal(codes(network), first)
+    monkeypatch.undo()
+    monkeypatch.setenv("KEYVEIL_CACHE", str(tmp_path / "cache"))
+    with torch.no_grad():
+        network[1].bias += 1
+    torch.testing.assert_close(codes(network), first + 1)
+    cv2.imwrite(str(tmp_path / "people" / "3" / "0.png"), np.full((40, 40, 3), 200, np.uint8))
+    assert not torch.equal(codes(network), first + 1)
