@@ -72,6 +72,8 @@ class Comparison:
         if strange := sorted(set(found.get("unshown") or []) - set(found["data"])):
             raise ValueError(f"{path}: there is no data set {strange[0]!r} to leave unshown")
         for name, method in found["methods"].items():
+            if "," in name:
+                raise ValueError(f"{path}: {name!r} could not be asked for by --only; give it a name without a comma")
             if method.get("published", PAPER_ROWS[0]) not in PAPER_ROWS:
                 raise ValueError(f"{path}: `published` of {name!r} must be one of {', '.join(PAPER_ROWS)}")
             knob = method.get("knob", {"of": "", "name": "", "value": 0})

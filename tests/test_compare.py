@@ -277,6 +277,8 @@ def test_an_unknown_key_is_named(tmp_path):
         Comparison.read(write(tmp_path / "c.yaml", metods={}))
     with pytest.raises(ValueError, match=r"unknown key 'checkpoint' of a method"):
         method_spec({"class_path": "x", "checkpoint": "y"})
+    with pytest.raises(ValueError, match="without a comma"):
+        Comparison.read(write(tmp_path / "c.yaml", methods={"a, b": {"class_path": "x"}}))
     for more, words in [
         ({"published": "Nobody"}, "`published` of 'blur' must be one of Gu et al"),
         ({"knob": {"of": "blur"}}, "knob of 'blur' must have of, name and value"),
