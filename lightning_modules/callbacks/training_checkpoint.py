@@ -110,24 +110,21 @@ class TrainingCheckpoint(ModelCheckpoint):
         """They have all made their step."""
         self._within = False
         super().on_train_batch_end(trainer, *others)
-        if self._told_to_stop(trainer) and trainer.global_step > self._stepped:  # not in the midst of an accumulation
+        asked = self._asked
+        if trainer.world_size > 1:  # whoever was asked, all stop after the same batch
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if asked and trainer.global_step > self._stepped:  # not in the midst of an accumulation
             trainer._signal_connector.received_sigterm = True  # where Lightning's loop looks after each batch
         self._stepped = trainer.global_step
 
     def on_validation_batch_end(self, trainer: L.Trainer, *others: Any) -> None:
-        """Do not let a stop wait for the end of a validation.
+        """Do not let a stop wait for the end of a validation; several processes, whose batches may differ in number, do.
 
         Raises:
             SIGTERMException: If the run was told to stop.
         """
-        if trainer.state.fn == "fit" and self._told_to_stop(trainer):
+        if trainer.state.fn == "fit" and trainer.world_size == 1 and self._asked:
             raise SIGTERMException
-
-    def _told_to_stop(self, trainer: L.Trainer) -> bool:
-        """Whoever was told, all stop after the same batch."""
-        if trainer.world_size == 1:
-            return self._asked
-        return trainer.strategy.reduce_boolean_decision(self._asked, all=False)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save what is whole."""
