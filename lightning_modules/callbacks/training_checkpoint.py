@@ -118,7 +118,7 @@ class TrainingCheckpoint(ModelCheckpoint):
         self._stepped = trainer.global_step
 
     def on_validation_batch_end(self, trainer: L.Trainer, *others: Any) -> None:
-        """Do not let a stop wait for the end of a validation; several processes, whose batches may differ in number, do.
+        """Do not let a stop wait for the end of a validation; several processes do: their batches may differ in number.
 
         Raises:
             SIGTERMException: If the run was told to stop.
