@@ -36,6 +36,17 @@ class FaceBatch(NamedTuple):
     place: Tensor
 
 
+def labels(face: FaceBatch, count: int) -> Float[Tensor, "batch count"]:
+    """The first ``count`` attributes of each face, as -1 / +1.
+
+    Raises:
+        ValueError: If the faces have fewer.
+    """
+    if (found := face.attributes.shape[1]) < count:
+        raise ValueError(f"expected {count} attributes a face, got {found}; give the data set labels")
+    return face.attributes[:, :count]
+
+
 def face_batch(
     image: Tensor,
     *,

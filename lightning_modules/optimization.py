@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.files import write_tensors
 from lightning_modules.keys import KeySpec
@@ -47,6 +47,8 @@ class TrainingSteps(L.LightningModule):
             resumed or measured takes their place.
         decay: Let the learning rate of :meth:`scheduled` optimizers fall to zero along a cosine over ``max_steps``.
     """
+
+    learning_rate: float
 
     def __init__(
         self,
@@ -189,6 +191,16 @@ class TrainingSteps(L.LightningModule):
         if world()[0] > 1:
             values = self.trainer.strategy.reduce(values, reduce_op="mean")
         self.log_dict(dict(zip(terms, values, strict=True)))
+
+    def adversaries(self, *groups: Iterable[nn.Module | nn.Parameter]) -> Any:
+        """:meth:`scheduled` Adam (0.5, 0.999), as where networks compete, for each group of networks and parameters."""
+        parameters = [
+            [p for part in group for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())]
+            for group in groups
+        ]
+        return self.scheduled(
+            *(torch.optim.Adam(group, lr=self.learning_rate, betas=(0.5, 0.999)) for group in parameters)
+        )
 
     def scheduled(self, *optimizers: torch.optim.Optimizer) -> Any:
         """What ``configure_optimizers`` returns: the optimizers, and their schedules if they decay.

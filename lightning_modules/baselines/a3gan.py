@@ -23,17 +23,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datamodules.batch import FaceBatch
+from datamodules.batch import FaceBatch, labels
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer
 from lightning_modules.keys import KeySpec
 from lightning_modules.losses import push_apart, weighted_sum
-from lightning_modules.networks.discriminators import FaceDiscriminator, gradient_penalty
+from lightning_modules.networks.discriminators import FaceDiscriminator, lazy_penalty
 from lightning_modules.optimization import TrainingSteps, seed_of
 from lightning_modules.sdn.losses import layout
 from lightning_modules.sdn.networks import STYLE, Decoder, stages
 from lightning_modules.sdn.texture import blurred, oval, with_means_of
 
-LAZY, STEADY = 8, 0.1  # the penalty on the discriminator's gradients: every so many steps, and its weight
 OPEN = 2.0  # gates before training, as logits: nine tenths pass
 
 
@@ -140,7 +139,7 @@ class A3GAN(TrainingSteps, ReversibleAnonymizer):
         """Discriminator, then suppression and injection, whose step counts."""
         face = self.fit_size(batch)
         generator, discriminator = self.optimizers()
-        own = self._labels(face)
+        own = labels(face, self.injected)
         injection = self._injection(self.training_keys(self.drawn, face.sample, 0), own)
         made, passed = self._hide(face.image, injection)
         with self.turn_of(discriminator):
@@ -161,22 +160,12 @@ class A3GAN(TrainingSteps, ReversibleAnonymizer):
             self.descend(weighted_sum(terms, self.weights), generator, batch_idx, counts=True)
         self.log_terms({f"train/{name}": term for name, term in (terms | {"discriminator": judged}).items()})
 
-    def _labels(self, face: FaceBatch) -> Tensor:
-        if face.attributes.shape[1] < self.injected:
-            raise ValueError(
-                f"expected {self.injected} attributes a face, got {face.attributes.shape[1]}; "
-                "give the data set labels, or inject none (model.init_args.injected=0)"
-            )
-        return face.attributes[:, : self.injected]
-
     def _discriminator_loss(self, image: Image, own: Tensor, made: Image, injection: Tensor) -> Tensor:
         """Real from made, attributes of real faces, and the free numbers of made ones."""
         (real, logits), (fake, read) = self.discriminator(image), self.discriminator(made)
         loss = F.softplus(-real).mean() + F.softplus(fake).mean()
         loss = loss + self._attribute_error(logits, own) + self._code_error(read, injection)
-        if self.global_step % LAZY == 0:
-            loss = loss + LAZY * STEADY / 2 * gradient_penalty(self.discriminator, image)
-        return loss
+        return loss + lazy_penalty(self.discriminator, image, self.global_step)
 
     def _attribute_error(self, read: Tensor, wanted: Tensor) -> Tensor:
         if not self.injected:
@@ -190,11 +179,7 @@ class A3GAN(TrainingSteps, ReversibleAnonymizer):
 
     def configure_optimizers(self) -> Any:
         """Adam (0.5, 0.999) for suppressor, injector and decoder, and for the discriminator."""
-        groups = [[self.suppressor, self.injector, self.decoder], [self.discriminator]]
-        parameters = [[p for module in group for p in module.parameters()] for group in groups]
-        return self.scheduled(
-            *(torch.optim.Adam(group, lr=self.learning_rate, betas=(0.5, 0.999)) for group in parameters)
-        )
+        return self.adversaries([self.suppressor, self.injector, self.decoder], [self.discriminator])
 
 
 class SuppressiveConv(nn.Module):

@@ -29,7 +29,7 @@ from datamodules.batch import FaceBatch
 from flows.precision import full_precision
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer
 from lightning_modules.losses import weighted_sum
-from lightning_modules.networks.discriminators import FaceDiscriminator, gradient_penalty
+from lightning_modules.networks.discriminators import FaceDiscriminator, lazy_penalty
 from lightning_modules.networks.landmarks import JAW
 from lightning_modules.networks.unet import UNet
 from lightning_modules.optimization import TrainingSteps, seed_of
@@ -38,7 +38,6 @@ from lightning_modules.processes import everyone, neighbours
 from lightning_modules.sdn.losses import angular_margin
 from lightning_modules.sdn.networks import Classifier
 
-LAZY, STEADY = 8, 0.1  # the penalty on the discriminator's gradients: every so many steps, and its weight
 FEATURES = 256  # of the siamese network
 
 BRIDGE, LIPS = slice(27, 31), slice(48, 60)  # of the 68 landmarks
@@ -170,18 +169,11 @@ class CIAGAN(TrainingSteps, ReversibleAnonymizer):
     def _discriminator_loss(self, image: Image, made: Image) -> Tensor:
         """LSGAN (Mao et al., 2017): real faces at 1, made ones at 0."""
         loss = (self.discriminator(image)[0] - 1).square().mean() + self.discriminator(made)[0].square().mean()
-        if self.global_step % LAZY == 0:
-            loss = loss + LAZY * STEADY / 2 * gradient_penalty(self.discriminator, image)
-        return loss
+        return loss + lazy_penalty(self.discriminator, image, self.global_step)
 
     def configure_optimizers(self) -> Any:
         """Adam (0.5, 0.999) for the generator, the discriminator, and the siamese network with its proxies."""
-        groups = [self.generator.parameters(), self.discriminator.parameters(), self.siamese.parameters()]
-        parameters = [list(group) for group in groups]
-        parameters[2].append(self.proxies)
-        return self.scheduled(
-            *(torch.optim.Adam(group, lr=self.learning_rate, betas=(0.5, 0.999)) for group in parameters)
-        )
+        return self.adversaries([self.generator], [self.discriminator], [self.siamese, self.proxies])
 
 
 def contrastive(made: Float[Tensor, "batch d"], wanted: Float[Tensor, "batch d"]) -> Tensor:

@@ -26,7 +26,7 @@ from datamodules.batch import FaceBatch
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer
 from lightning_modules.keys import KeySpec
 from lightning_modules.losses import feature_distance, weighted_sum
-from lightning_modules.networks.discriminators import FaceDiscriminator, gradient_penalty
+from lightning_modules.networks.discriminators import FaceDiscriminator, lazy_penalty
 from lightning_modules.networks.token_transformer import TokenTransformer
 from lightning_modules.networks.vqgan import Codebook, Decoder, Encoder
 from lightning_modules.optimization import TrainingSteps, seed_of
@@ -34,7 +34,6 @@ from lightning_modules.paste import paste
 from lightning_modules.sdn.texture import oval
 
 DIM = 32  # of a code
-LAZY, STEADY = 8, 0.1  # the penalty on the discriminator's gradients: every so many steps, and its weight
 SHUFFLED = 4.5  # of the noise on how sure tokens are, which fades over the rounds (MaskGIT)
 
 
@@ -221,9 +220,7 @@ class FaceBERT(TrainingSteps, ReversibleAnonymizer):
 
     def _discriminator_loss(self, real: Image, made: Image) -> Tensor:
         loss = F.softplus(-self.discriminator(real)[0]).mean() + F.softplus(self.discriminator(made)[0]).mean()
-        if self.global_step % LAZY == 0:
-            loss = loss + LAZY * STEADY / 2 * gradient_penalty(self.discriminator, real)
-        return loss
+        return loss + lazy_penalty(self.discriminator, real, self.global_step)
 
     def _masked_step(self, face: FaceBatch, batch_idx: int) -> dict[str, Tensor]:
         """Mask some tokens of the inner face, and guess them from the others."""

@@ -34,14 +34,12 @@ from lightning_modules.anonymizer import Image, ReversibleAnonymizer
 from lightning_modules.carriers import send_straight
 from lightning_modules.keys import KeySpec
 from lightning_modules.losses import weighted_sum
-from lightning_modules.networks.discriminators import FaceDiscriminator, gradient_penalty
+from lightning_modules.networks.discriminators import FaceDiscriminator, lazy_penalty
 from lightning_modules.networks.translator import Translator
 from lightning_modules.networks.views import codes_of
 from lightning_modules.optimization import TrainingSteps, seed_of
 from lightning_modules.sdn.losses import distance
 from lightning_modules.sdn.networks import PasswordHead
-
-LAZY, STEADY = 8, 0.1  # the penalty on the discriminators' gradients: every so many steps, and its weight
 
 
 @dataclass
@@ -184,8 +182,7 @@ class FIT(TrainingSteps, ReversibleAnonymizer):
         for discriminator, made in self._judged(legs):
             real, fake = discriminator(legs.original)[0], discriminator(made.detach())[0]
             loss = loss + ((real - 1).square().mean() + fake.square().mean()) / 2
-            if self.global_step % LAZY == 0:
-                loss = loss + LAZY * STEADY / 2 * gradient_penalty(discriminator, legs.original)
+            loss = loss + lazy_penalty(discriminator, legs.original, self.global_step)
         return loss / len(self.discriminators)
 
     def _adversarial(self, legs: Legs) -> dict[str, Tensor]:
@@ -221,15 +218,7 @@ class FIT(TrainingSteps, ReversibleAnonymizer):
 
     def configure_optimizers(self) -> Any:
         """Adam (0.5, 0.999) for the generator with the head, and for the discriminators."""
-        groups = [[self.generator, self.password_head], [self.discriminators]]
-        return self.scheduled(
-            *(
-                torch.optim.Adam(
-                    [p for part in group for p in part.parameters()], lr=self.learning_rate, betas=(0.5, 0.999)
-                )
-                for group in groups
-            )
-        )
+        return self.adversaries([self.generator, self.password_head], self.discriminators)
 
 
 def alike(a: Float[Tensor, "batch d"], b: Float[Tensor, "batch d"]) -> Tensor:

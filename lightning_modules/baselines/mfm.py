@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datamodules.batch import FaceBatch
+from datamodules.batch import FaceBatch, labels
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer
-from lightning_modules.baselines.fit import LAZY, STEADY, alike
+from lightning_modules.baselines.fit import alike
 from lightning_modules.carriers import send_straight
 from lightning_modules.keys import KeySpec
 from lightning_modules.losses import ms_ssim_loss, weighted_sum
-from lightning_modules.networks.discriminators import FaceDiscriminator, gradient_penalty
+from lightning_modules.networks.discriminators import FaceDiscriminator, lazy_penalty
 from lightning_modules.networks.translator import Translator
 from lightning_modules.networks.views import codes_of
 from lightning_modules.optimization import TrainingSteps, seed_of
@@ -141,12 +141,7 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
 
     def _factors(self, face: FaceBatch, key: Tensor) -> Tensor:
         key = self.key_spec.check(key, len(face.image))
-        if face.attributes.shape[1] < self.attributes:
-            raise ValueError(
-                f"expected {self.attributes} attributes a face, got {face.attributes.shape[1]}; "
-                "give the data set labels"
-            )
-        return torch.cat([key, face.attributes[:, : self.attributes]], 1)
+        return torch.cat([key, labels(face, self.attributes)], 1)
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -185,8 +180,7 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
         real, logits = self.discriminator(legs.original)
         fakes = [self.discriminator(made.detach())[0] for made in (legs.anonymized, legs.wrong)]
         loss = (real - 1).square().mean() + sum(fake.square().mean() for fake in fakes) / len(fakes)
-        if self.global_step % LAZY == 0:
-            loss = loss + LAZY * STEADY / 2 * gradient_penalty(self.discriminator, legs.original)
+        loss = loss + lazy_penalty(self.discriminator, legs.original, self.global_step)
         if self.attributes:
             loss = loss + F.binary_cross_entropy_with_logits(logits, (face.attributes[:, : self.attributes] + 1) / 2)
         return loss
@@ -223,14 +217,8 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
 
     def configure_optimizers(self) -> Any:
         """Adam (0.5, 0.999) for the generator with the head, the discriminator, and the estimators."""
-        groups = [[self.generator, self.password_head], [self.discriminator], [self.recovered_head, self.hidden_head]]
-        return self.scheduled(
-            *(
-                torch.optim.Adam(
-                    [p for part in group for p in part.parameters()], lr=self.learning_rate, betas=(0.5, 0.999)
-                )
-                for group in groups
-            )
+        return self.adversaries(
+            [self.generator, self.password_head], [self.discriminator], [self.recovered_head, self.hidden_head]
         )
 
 

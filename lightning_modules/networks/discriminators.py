@@ -53,6 +53,19 @@ class FaceDiscriminator(nn.Module):
         return self.score(last.flatten(1))[:, 0].float(), logits
 
 
+LAZY, STEADY = 8, 0.1  # the penalty on a discriminator's gradients: every so many steps, and its weight
+
+
+def lazy_penalty(discriminator: nn.Module, real: Float[Tensor, "batch 3 h w"], step: int) -> Tensor:
+    """What a discriminator's loss adds in a training step: :func:`gradient_penalty`, seldom and then as much heavier.
+
+    Lazy regularization (Karras et al., 2020, section 3.1).
+    """
+    if step % LAZY:
+        return real.new_zeros(())
+    return LAZY * STEADY / 2 * gradient_penalty(discriminator, real)
+
+
 def gradient_penalty(discriminator: nn.Module, real: Float[Tensor, "batch 3 h w"]) -> Tensor:
     """R1: mean squared length of the gradient of the scores of real pictures (Mescheder et al., 2018, equation 9).
 

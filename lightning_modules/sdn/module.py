@@ -20,12 +20,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datamodules.batch import FaceBatch
+from datamodules.batch import FaceBatch, labels
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer
 from lightning_modules.carriers import send_straight
 from lightning_modules.keys import KeySpec
 from lightning_modules.losses import ms_ssim_loss, weighted_sum
-from lightning_modules.networks.discriminators import FaceDiscriminator, gradient_penalty
+from lightning_modules.networks.discriminators import FaceDiscriminator, lazy_penalty
 from lightning_modules.optimization import TrainingSteps
 from lightning_modules.processes import everyone, neighbours
 from lightning_modules.sdn import losses
@@ -41,7 +41,6 @@ from lightning_modules.sdn.networks import (
 from lightning_modules.sdn.sefa import style_directions
 from lightning_modules.sdn.texture import BlockCosines, blurred, hashed, means, oval, turned, with_means_of
 
-LAZY, STEADY = 8, 0.1  # the penalty on the discriminator's gradients: every so many steps, and its weight
 SURE = 4.0  # before training, detail is doubted by 2 %
 LOUDEST = 4.0  # of a code: one value in ten thousand is louder, and what wrong factors leave
 
@@ -256,12 +255,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
 
     def _factors(self, face: FaceBatch, key: Tensor) -> Tensor:
         key = self.key_spec.check(key, len(face.image))
-        if face.attributes.shape[1] < self.attributes:
-            raise ValueError(
-                f"expected {self.attributes} attributes a face, got {face.attributes.shape[1]}; "
-                "give the data set labels"
-            )
-        return torch.cat([key, face.attributes[:, : self.attributes]], 1)
+        return torch.cat([key, labels(face, self.attributes)], 1)
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -387,8 +381,7 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
         loss = F.softplus(-real).mean()
         for fake in fakes:
             loss = loss + F.softplus(self.discriminator(fake.detach())[0]).mean() / len(fakes)
-        if self.global_step % LAZY == 0:
-            loss = loss + LAZY * STEADY / 2 * gradient_penalty(self.discriminator, face.image)
+        loss = loss + lazy_penalty(self.discriminator, face.image, self.global_step)
         if self.attributes:
             loss = loss + F.binary_cross_entropy_with_logits(logits, (face.attributes[:, : self.attributes] + 1) / 2)
         return loss
@@ -444,16 +437,11 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
 
     def configure_optimizers(self) -> Any:
         """Adam (0.5, 0.999) for the generator, the discriminator, the classifier and the estimators."""
-        groups = [
+        return self.adversaries(
             [self.encoder, self.factors, self.decoder, self.password_head, *(self.opener or [])],
             [self.discriminator],
-            [self.classifier],
+            [self.classifier, self.centres],
             [self.recovered_head, self.hidden_head],
-        ]
-        parameters = [[p for module in group for p in module.parameters()] for group in groups]
-        parameters[2].append(self.centres)
-        return self.scheduled(
-            *(torch.optim.Adam(group, lr=self.learning_rate, betas=(0.5, 0.999)) for group in parameters)
         )
 
 
