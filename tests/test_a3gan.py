@@ -160,6 +160,18 @@ def test_it_learns_to_lead_eight_faces_away_from_themselves(quick_trainer):
     assert passed() < open_
 
 
+def test_the_first_stage_learns_to_paint_covered_faces_back(quick_trainer):
+    method, faces = small(learning_rate=5e-3, first="autoencoder"), NoiseFaces(count=8, people=8, batch_size=8)
+    judged = {name: p.detach().clone() for name, p in method.discriminator.named_parameters()}
+    trainer = quick_trainer(2, max_epochs=-1)
+    trainer.fit(method, faces)
+    before = trainer.logged_metrics["train/autoencoder"]
+    trainer = quick_trainer(30, max_epochs=-1)
+    trainer.fit(method, faces)
+    assert trainer.logged_metrics["train/autoencoder"] < 0.9 * before
+    assert not moved(judged, method.discriminator)
+
+
 def test_what_is_drawn_while_training_does_not_depend_on_the_batch():
     method, faces = small(injected=2, kept=1), NoiseFaces(count=8, attributes=2).whole()
     together = method.training_keys(method.drawn, faces.sample, 0)
