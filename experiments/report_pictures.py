@@ -101,7 +101,7 @@ def face_rows(run: Run, data: str) -> FaceRows | None:
 
 
 def grid(run: Run, tile: int = 112) -> bytes | None:
-    """``grid.png``: a block for each of four to six faces, in it a row a method and a column a leg.
+    """``grid.png``: a block for each of two to six faces, the fewer the more methods, in it a row a method and a column a leg.
 
     The faces are spread over the first data set that has any; blocks stand in two columns.
     """
@@ -112,7 +112,7 @@ def grid(run: Run, tile: int = 112) -> bytes | None:
     legs = [
         leg for leg in TITLES if leg != "inverted" and (leg == "original" or any(leg in of for of in methods.values()))
     ]
-    shown = spread(samples(run, data), 6 if len(methods) <= 3 else 4)
+    shown = spread(samples(run, data), 6 if len(methods) <= 3 else 4 if len(methods) <= 8 else 2)
     font, small = ImageFont.load_default(13), ImageFont.load_default(12)
     label = 12 + int(max(font.getlength(method) for method in methods))
     width, height = label + len(legs) * (tile + GAP), HEAD + len(methods) * (tile + GAP) + 3 * GAP
