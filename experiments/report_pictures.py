@@ -101,9 +101,9 @@ def face_rows(run: Run, data: str) -> FaceRows | None:
 
 
 def grid(run: Run, tile: int = 112) -> bytes | None:
-    """``grid.png``: a block for each of two to six faces, the fewer the more methods, in it a row a method and a column a leg.
+    """``grid.png``: a block for each of two to six faces, in it a row a method and a column a leg.
 
-    The faces are spread over the first data set that has any; blocks stand in two columns.
+    The more methods, the fewer faces: spread over the first data set that has any, and in two columns.
     """
     data = next((name for name in run.data_sets if samples(run, name) and _methods_with_faces(run, name)), None)
     if data is None:

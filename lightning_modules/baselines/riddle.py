@@ -10,9 +10,10 @@ encrypted code itself, which has to be kept: rendered and inverted again it is a
 OURS: the generator, and iFADIT's first phase as inversion, whose 17 live rows fall into 7, 6 and 4; a learned place for
 each row, since equal password rows leave attention nothing to choose; layers that begin as a mirror at the mean code,
 which is nearly its own inverse; recovery from the picture alone (``path: picture``) beside that from the kept code.
-Shrunk for a CPU: 256 inside, codes of 6,702 faces, and most steps in latent space (``latent``), where a linear regression reads the
-identity off a code in place of a render and a recogniser: what phase 1 was asked for it reads of faces it has not seen
-to a cosine of 0.98, and what a recogniser sees in their previews agrees to 0.73. A short second stage renders.
+Shrunk for a CPU: 256 inside, codes of 6,702 faces, and most steps in latent space (``latent``), where a linear
+regression reads the identity off a code in place of a render and a recogniser: what phase 1 was asked for it reads of
+faces it has not seen to a cosine of 0.98, and what a recogniser sees in their previews agrees to 0.73. A short second
+stage renders.
 """
 
 from __future__ import annotations
