@@ -33,7 +33,7 @@ from lightning_modules.networks.views import codes_of
 from lightning_modules.optimization import TrainingSteps, seed_of
 from lightning_modules.sdn.losses import layout
 from lightning_modules.sdn.networks import STYLE, Decoder, stages
-from lightning_modules.sdn.texture import blurred, oval, with_means_of
+from lightning_modules.sdn.texture import covered, oval, painted
 
 OPEN = 2.0  # gates before training, as logits: nine tenths pass
 
@@ -130,15 +130,10 @@ class A3GAN(TrainingSteps, ReversibleAnonymizer):
         asked = torch.where(numbers[:, : self.changing] > 0, 1.0, -1.0)
         return torch.cat([asked, own[:, self.changing :], numbers[:, self.changing :]], 1)
 
-    def _covered(self, image: Image) -> Image:
-        """Pictures of which the oval shows no more than the means of blocks."""
-        return torch.where(self.window > 0, blurred(image), image)
-
     def _hide(self, image: Image, seen: Image, injection: Tensor) -> tuple[Image, Tensor]:
         """Another face, after what is seen of a picture, over its block means; and the share that gates let pass."""
         code, passed = self.suppressor(seen)
-        made = with_means_of(image, self._covered(image) + self.decoder(code, self.injector(injection))[:, :3])
-        return torch.where(self.window > 0, made.clamp(-1, 1), image), passed
+        return painted(image, self.decoder(code, self.injector(injection))[:, :3], self.window), passed
 
     # -- training -----------------------------------------------------------------------------------------------
 
@@ -150,8 +145,8 @@ class A3GAN(TrainingSteps, ReversibleAnonymizer):
         injection = self._injection(self.training_keys(self.drawn, face.sample, 0), own)
         if self.first == "autoencoder":
             with self.turn_of(generator):
-                painted, _ = self._hide(face.image, self._covered(face.image), injection)
-                error = F.l1_loss(painted, face.image)
+                made, _ = self._hide(face.image, covered(face.image, self.window), injection)
+                error = F.l1_loss(made, face.image)
                 self.descend(error, generator, batch_idx, counts=True)
             self.log_terms({"train/autoencoder": error})
             return

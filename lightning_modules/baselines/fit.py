@@ -44,7 +44,9 @@ from lightning_modules.sdn.networks import PasswordHead
 
 @dataclass
 class FITWeights:
-    """Weight of each term of the generator's loss: the paper's, but for the four of the recogniser (OURS).
+    """Weight of each term of the generator's loss: the paper's, but for the four of the recogniser and two layouts.
+
+    Those are OURS, the paper's layouts have 10: with the means of blocks given, L1 asks for the original's features.
 
     Attributes:
         adversarial: Anonymized, recovered and wrongly recovered faces pass for real ones.
@@ -64,8 +66,8 @@ class FITWeights:
     diversity: float = 6.0
     wrong_diversity: float = 3.0
     surrogate: float = 3.0
-    layout: float = 10.0
-    wrong_layout: float = 10.0
+    layout: float = 2.0
+    wrong_layout: float = 2.0
     reconstruct: float = 100.0
 
 
@@ -85,7 +87,7 @@ class FIT(TrainingSteps, ReversibleAnonymizer):
 
     Args:
         recognizer: Frozen identity network of the losses.
-        size: Pixels of a picture, a multiple of 4; 128 in the paper.
+        size: Pixels of a picture, a multiple of 8; 128 in the paper.
         width: Channels of the generator's first layer; 64 in the paper.
         blocks: Residual blocks of the generator; 9 in the paper.
         discriminator_width: Channels of the discriminators' first layer; ``None``: as ``width``.

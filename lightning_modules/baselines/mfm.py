@@ -68,7 +68,7 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
 
     Args:
         recognizer: Frozen identity network of the losses.
-        size: Pixels of a picture, a multiple of 4.
+        size: Pixels of a picture, a multiple of 8.
         width: Channels of the generator's first layer.
         blocks: Residual blocks of the generator.
         discriminator_width: Channels of the discriminator's first layer; ``None``: as ``width``.

@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_modules.sdn.texture import oval, painted
+
 
 class Translator(nn.Module):
     """Picture and numbers → picture; each number is a constant plane beside the picture's colours.
@@ -13,8 +15,10 @@ class Translator(nn.Module):
     KNOWN (Zhu et al., 2017, "CycleGAN", after Johnson et al., 2016; Gu et al., 2020): a convolution of 7 × 7, two
     stride-2 ones, nine residual blocks, two upsampling convolutions, one of 7 × 7. OURS: norms stand in the residual
     branches alone, and are each picture's own. Batch norm would let a face depend on its batch; an instance norm behind
-    the first convolution takes away what a constant plane adds, and the password with it. What is found is added to the
-    picture at hand, and is nothing before training: minutes do not teach a network to copy what stays.
+    the first convolution takes away what a constant plane adds, and the password with it. What is found is painted
+    over the block means of an oval, which stay as the picture around it does, and is nothing before training. Added to
+    the picture at hand it had, after 500 steps, become stripes of a few grey levels that no longer were the same person
+    to the recogniser of the loss, and to nobody else.
 
     Under reflection padding a convolution of constant planes adds one number to each channel, so a linear layer of the
     numbers stands for them, at a sixth of the cost.
@@ -47,7 +51,7 @@ class Translator(nn.Module):
     def forward(
         self, image: Float[Tensor, "batch 3 size size"], numbers: Float[Tensor, "batch planes"]
     ) -> Float[Tensor, "batch 3 size size"]:
-        """What becomes of pictures in [-1, 1]; it stays there."""
+        """What becomes of pictures in [-1, 1], whose sides are multiples of 8; it stays there."""
         x = F.leaky_relu(self.stem(image) + self.planes(numbers)[:, :, None, None], 0.1)
         for down in self.downs:
             x = F.leaky_relu(down(x), 0.1)
@@ -55,7 +59,7 @@ class Translator(nn.Module):
             x = block(x)
         for up in self.ups:
             x = F.leaky_relu(up(F.interpolate(x, scale_factor=2.0)), 0.1)
-        return (image + self.out(x).float()).clamp(-1, 1)
+        return painted(image, self.out(x), oval(image.shape[-1]).to(image))
 
 
 def _convolution(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:

@@ -121,6 +121,19 @@ def with_means_of(
     return made + means(image - made)
 
 
+def covered(image: Float[Tensor, "batch 3 h w"], window: Float[Tensor, "h w"]) -> Float[Tensor, "batch 3 h w"]:
+    """Pictures whose window shows no more than the means of blocks."""
+    return torch.where(window > 0, blurred(image), image)
+
+
+def painted(
+    image: Float[Tensor, "batch 3 h w"], paint: Float[Tensor, "batch 3 h w"], window: Float[Tensor, "h w"]
+) -> Float[Tensor, "batch 3 h w"]:
+    """Paint over a covered window; the means of blocks stay, and what is around stays bit for bit (ours)."""
+    made = with_means_of(image, covered(image, window) + paint.float())
+    return torch.where(window > 0, made.clamp(-1, 1), image)
+
+
 def turned(
     code: Float[Tensor, "batch channels side side"], signs: Float[Tensor, "batch channels side side 3"], back: bool
 ) -> Float[Tensor, "batch channels side side"]:
