@@ -40,6 +40,7 @@ from lightning_modules.networks.views import codes_of
 from lightning_modules.optimization import TrainingSteps, seed_of
 from lightning_modules.sdn.losses import distance
 from lightning_modules.sdn.networks import PasswordHead
+from lightning_modules.sdn.texture import covered, oval
 
 
 @dataclass
@@ -96,6 +97,8 @@ class FIT(TrainingSteps, ReversibleAnonymizer):
         learning_rate: Adam's, for both optimizers.
         decay: Let it fall to zero along a cosine over ``trainer.max_steps``.
         warmup: Training steps over which the weight of ``reconstruct`` grows to its full value.
+        first: A first stage: ``painter`` paints people where a face is covered, who show their password; ``None``: all
+            together.
         jpeg: Share of the training steps that send the anonymized picture as JPEG, not as PNG.
         jpeg_quality: Of that JPEG: 95, 75 or 50.
         accumulate: Batches whose gradients add up to one training step.
@@ -121,6 +124,7 @@ class FIT(TrainingSteps, ReversibleAnonymizer):
         learning_rate: float = 1e-4,
         decay: bool = False,
         warmup: int = 2000,
+        first: Literal["painter"] | None = None,
         jpeg: float = 0.0,
         jpeg_quality: Literal[95, 75, 50] = 95,
         accumulate: int = 1,
@@ -134,7 +138,7 @@ class FIT(TrainingSteps, ReversibleAnonymizer):
         if not 0 <= jpeg <= 1:
             raise ValueError(f"jpeg must be a share from 0 to 1, got {jpeg}")
         self.size, self.weights, self.learning_rate = size, weights, learning_rate
-        self.warmup, self.jpeg, self.jpeg_quality = warmup, jpeg, jpeg_quality
+        self.warmup, self.first, self.jpeg, self.jpeg_quality = warmup, first, jpeg, jpeg_quality
         self.key_spec = KeySpec("bits", key_bits)
         self.generator = Translator(key_bits, width, blocks)
         self.password_head = PasswordHead(width, 16 * (key_bits // 4))
@@ -159,14 +163,26 @@ class FIT(TrainingSteps, ReversibleAnonymizer):
         face = self.fit_size(batch)
         generator, discriminators = self.optimizers()
         keys = [self.training_keys(self.key_spec, face.sample, leg) for leg in range(4)]
-        legs = self._legs(face.image, *keys)
+        legs = self._painted(face.image, keys[0]) if self.first == "painter" else self._legs(face.image, *keys)
         with self.turn_of(discriminators):
             self.descend(self._discriminator_loss(legs), discriminators, batch_idx)
         with self.turn_of(generator):
-            terms = self._adversarial(legs) | self._strangers(legs) | self._looks(legs)
-            terms["password"] = self._password(legs, right=keys[0], wrong=keys[2])
-            self.descend(weighted_sum(terms, self.weights), generator, batch_idx, counts=True)
+            terms = self._adversarial(legs)
+            if self.first == "painter":
+                terms["layout"] = F.l1_loss(legs.anonymized, face.image)
+                terms["password"] = self._read(face.image, legs.anonymized, keys[0])
+                loss = sum(getattr(self.weights, name) * term for name, term in terms.items())
+            else:
+                terms |= self._strangers(legs) | self._looks(legs)
+                terms["password"] = self._password(legs, right=keys[0], wrong=keys[2])
+                loss = weighted_sum(terms, self.weights)
+            self.descend(loss, generator, batch_idx, counts=True)
         self.log_terms({f"train/{name}": term for name, term in terms.items()})
+
+    def _painted(self, image: Image, key: Tensor) -> Legs:
+        """What is painted where a face is covered, for all that a discriminator looks at."""
+        made = self.generator(covered(image, oval(self.size).to(image)), key / 2)
+        return Legs(image, *[made] * 5)
 
     def _legs(self, image: Image, right: Tensor, other: Tensor, wrong: Tensor, wrong_again: Tensor) -> Legs:
         """``x_a = G(x, p)`` and ``G(x, p')``; then ``G(x̃_a, −p)``, and two with wrong passwords."""
@@ -214,9 +230,12 @@ class FIT(TrainingSteps, ReversibleAnonymizer):
         """The numbers that the generator saw, read off what went in and what came out."""
         before = torch.cat([legs.original, legs.anonymized, legs.anonymized])
         after = torch.cat([legs.anonymized, legs.recovered, legs.wrong])
+        return 3 * self._read(before, after, torch.cat([right, -right, -wrong]))
+
+    def _read(self, before: Image, after: Image, key: Tensor) -> Tensor:
+        """Cross-entropy of passwords ``(B, key_bits)``, in nats a picture."""
         logits = self.password_head(before, after).float().unflatten(1, (-1, 16))
-        wanted = fours(torch.cat([right, -right, -wrong]))
-        return 3 * F.cross_entropy(logits.mT, wanted, reduction="none").sum(1).mean()
+        return F.cross_entropy(logits.mT, fours(key), reduction="none").sum(1).mean()
 
     def configure_optimizers(self) -> Any:
         """Adam (0.5, 0.999) for the generator with the head, and for the discriminators."""
