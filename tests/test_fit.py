@@ -217,3 +217,18 @@ def test_a_short_password_is_found_by_trying_all(bits):
     assert F.cosine_similarity(method.recognizer(hidden), method.recognizer(faces.image)).max() < 0.8
     for file, image, key in zip(hidden, faces.image, keys, strict=True):
         assert torch.equal(found_by_trying(method, file[None], another_picture(image[None])), key)
+
+
+def test_the_first_stage_paints_where_a_face_is_covered_and_asks_no_recogniser(quick_trainer):
+    method, faces = small(first="painter", learning_rate=5e-3), NoiseFaces(size=32, count=8, batch_size=8)
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    method.recognizer = None
+    trainer = quick_trainer(4, max_epochs=-1)
+    trainer.fit(method, faces)
+    assert set(trainer.logged_metrics) == {"train/adversarial", "train/layout", "train/password"}
+    assert {name for name, p in method.named_parameters() if torch.equal(before[name], p)} == set()
+    image = faces.whole().image
+    with torch.no_grad():
+        legs = method._painted(image, torch.ones(8, 8))
+    assert torch.equal(legs.anonymized, legs.recovered)
+    assert torch.equal(legs.anonymized[:, :, oval(32) == 0], image[:, :, oval(32) == 0])

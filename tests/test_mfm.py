@@ -94,3 +94,14 @@ def test_the_round_trip_knows_every_leg():
     trip = awake(small()).eval().round_trip(faces, KeyRing.from_seed(0))
     for leg in ("anonymized", "other", "recovered", "wrongly_recovered", "nearly_recovered"):
         assert getattr(trip, leg).shape == faces.image.shape
+
+
+def test_the_first_stage_paints_where_a_face_is_covered_and_asks_no_recogniser(quick_trainer):
+    method, faces = small(first="painter", attributes=2, learning_rate=5e-3), NoiseFaces(attributes=2, batch_size=8)
+    estimators = {name for name, _ in method.named_parameters() if "_head" in name and "password" not in name}
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    method.recognizer = None
+    trainer = quick_trainer(4, max_epochs=-1)
+    trainer.fit(method, faces)
+    assert trainer.logged_metrics["train/reconstruct"] == trainer.logged_metrics["train/structure"] == 0
+    assert {name for name, p in method.named_parameters() if torch.equal(before[name], p)} == estimators

@@ -36,6 +36,7 @@ from lightning_modules.optimization import TrainingSteps, seed_of
 from lightning_modules.processes import everyone, neighbours
 from lightning_modules.sdn.losses import club, gaussian_log_likelihood, layout, triplet
 from lightning_modules.sdn.networks import GaussianHead, PasswordHead
+from lightning_modules.sdn.texture import covered, oval
 
 
 @dataclass
@@ -79,6 +80,8 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
         learning_rate: Adam's, for every optimizer.
         decay: Let it fall to zero along a cosine over ``trainer.max_steps``.
         warmup: Training steps over which the weights of what is recovered, and of CLUB, grow to their full value.
+        first: A first stage: ``painter`` paints people where a face is covered, who show their password; ``None``: all
+            together.
         jpeg: Share of the training steps that send the anonymized picture as JPEG, not as PNG.
         jpeg_quality: Of that JPEG: 95, 75 or 50.
         accumulate: Batches whose gradients add up to one training step.
@@ -106,6 +109,7 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
         learning_rate: float = 1e-4,
         decay: bool = False,
         warmup: int = 2000,
+        first: Literal["painter"] | None = None,
         jpeg: float = 0.0,
         jpeg_quality: Literal[95, 75, 50] = 95,
         accumulate: int = 1,
@@ -117,7 +121,7 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
         if not 0 <= jpeg <= 1:
             raise ValueError(f"jpeg must be a share from 0 to 1, got {jpeg}")
         self.size, self.weights, self.learning_rate = size, weights, learning_rate
-        self.warmup, self.jpeg, self.jpeg_quality = warmup, jpeg, jpeg_quality
+        self.warmup, self.first, self.jpeg, self.jpeg_quality = warmup, first, jpeg, jpeg_quality
         self.key_spec, self.attributes = KeySpec("bits", key_bits), attributes
         self.generator = Translator(key_bits + attributes + 1, width, blocks)
         self.password_head = PasswordHead(width, key_bits)
@@ -146,23 +150,36 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
     # -- training -----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: FaceBatch, batch_idx: int) -> None:
-        """Estimators of information, discriminator, then the generator, whose step counts."""
+        """Estimators of information, discriminator, then the generator, whose step counts; or the first stage."""
         face = self.fit_size(batch)
         generator, discriminator, estimators = self.optimizers()
         right, other, wrong = (self.training_keys(self.key_spec, face.sample, leg) for leg in range(3))
         asked = neighbours(face.attributes[:, : self.attributes])
-        legs = self._legs(face.image, *(torch.cat([key, asked], 1) for key in (right, other, wrong)))
-        codes = codes_of(self.recognizer, list(legs), seed_of(self.seed, self.global_step))
-        with self.turn_of(estimators):
-            self.descend(self._estimator_loss(*codes), estimators, batch_idx)
+        if self.first == "painter":
+            legs = self._painted(face.image, torch.cat([right, asked], 1))
+        else:
+            legs = self._legs(face.image, *(torch.cat([key, asked], 1) for key in (right, other, wrong)))
+            codes = codes_of(self.recognizer, list(legs), seed_of(self.seed, self.global_step))
+            with self.turn_of(estimators):
+                self.descend(self._estimator_loss(*codes), estimators, batch_idx)
         with self.turn_of(discriminator):
             self.descend(self._discriminator_loss(face, legs), discriminator, batch_idx)
         with self.turn_of(generator):
-            terms = self._identity(*codes) | self._looks(legs, asked)
+            terms = self._looks(legs, asked)
             read = self.password_head(legs.original, legs.anonymized).float()
             terms["password"] = F.binary_cross_entropy_with_logits(read, (right + 1) / 2)
-            self.descend(weighted_sum(terms, self.weights), generator, batch_idx, counts=True)
+            if self.first == "painter":
+                loss = sum(getattr(self.weights, name) * term for name, term in terms.items())
+            else:
+                terms |= self._identity(*codes)
+                loss = weighted_sum(terms, self.weights)
+            self.descend(loss, generator, batch_idx, counts=True)
         self.log_terms({f"train/{name}": term for name, term in terms.items()})
+
+    def _painted(self, image: Image, factors: Tensor) -> Legs:
+        """What is painted where a face is covered, for all that a discriminator looks at; nothing is recovered."""
+        made = self._made(covered(image, oval(self.size).to(image)), factors, +1.0)
+        return Legs(image, made, made, recovered=image, wrong=made)
 
     def _legs(self, image: Image, right: Tensor, other: Tensor, wrong: Tensor) -> Legs:
         hidden = self._made(image.repeat(2, 1, 1, 1), torch.cat([right, other]), +1.0).chunk(2)
