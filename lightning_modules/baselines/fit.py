@@ -7,11 +7,12 @@ password, four bits at a time, off what went in and what came out; the identity 
 two passwords, of two wrong ones, and a wrong one's and the anonymized differ; L1 to the original. Adam 1e-4 (0.5,
 0.999), 128 px, 30 epochs of CASIA-WebFace in batches of 48.
 OURS: the recogniser stays frozen (theirs is SphereFace, which learns on against the generator), so it is asked in
-changing views, and its terms are angles with weights of their own; discriminators of whole faces with a penalty in the
-place of PatchGANs, which stayed at chance in SDN; the norms and the sum in the generator
-(:mod:`lightning_modules.networks.translator`), and therefore a weight of recovery that grows, as nothing is recovered
-better than a picture that never changed; what is recovered in training has been saved to 8 bits, or as JPEG.
-Shrunk, for a CPU: 64 px, a narrow generator, 900 steps.
+changing views, and its terms are angles with weights of their own; what is made is painted over the block means of an
+oval (:mod:`lightning_modules.networks.translator`), and a first stage learns to paint people there: asked for strangers
+from the start, it had painted stripes; discriminators of whole faces with a penalty in the place of PatchGANs, which
+stayed at chance in SDN; the norms in the generator; a weight of recovery that grows, as nothing is recovered better
+than a picture that never changed; what is recovered in training has been saved to 8 bits, or as JPEG.
+Shrunk, for a CPU: 64 px, a narrow generator, 1,200 and 900 steps.
 
 It recovers from the saved picture and the password. **16 bits are no secret**: all 65,536 passwords are tried in
 minutes, and the opened face most like somebody whom one suspects betrays the right one. No training mends that, and a

@@ -3,12 +3,13 @@
 KNOWN: a conditional GAN in which one network anonymizes and recovers; its factors are a password and attributes; the
 right ones give the original back, others another face. Its losses are read through information theory: the mutual
 information of original and recovered is raised, that of original and anonymized lowered.
-OURS: every size and weight. The generator is FIT's (:mod:`lightning_modules.networks.translator`), and the direction
-is one more plane beside the factors'; information is that of a pre-trained recogniser's features, by SDN's two bounds,
-Barber and Agakov's and CLUB; the recogniser is asked in changing views; a triplet tells from the first step where CLUB
-is to lead, and a head reads the password, as SDN's do; the weight of recovery grows, as FIT's does here.
-What SDN has beyond it is left out: no feature extractor of its own, no cycle (nothing is hidden again), no texture, no
-avalanche, so that a wrong bit is a small mistake. Shrunk, for a CPU: 64 px, a narrow generator, a thousand steps.
+OURS: every size and weight. The generator is FIT's (:mod:`lightning_modules.networks.translator`), with its oval and
+its first stage, and the direction is one more plane beside the factors'; information is that of a pre-trained
+recogniser's features, by SDN's two bounds, Barber and Agakov's and CLUB; the recogniser is asked in changing views; a
+triplet tells from the first step where CLUB is to lead, and a head reads the password, as SDN's do; the weight of
+recovery grows, as FIT's does here. What SDN has beyond it is left out: no feature extractor of its own, no cycle
+(nothing is hidden again), no texture, no avalanche, so that a wrong bit is a small mistake. Shrunk, for a CPU: 64 px, a
+narrow generator, 1,200 and 1,000 steps.
 
 It recovers from the saved picture, the password and the attributes. The 16 bits are no secret, as FIT's are not.
 """
