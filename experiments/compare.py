@@ -133,8 +133,9 @@ class _Run:
             for name, spec in plan.judges.items()
         }
         self.thresholds = {name: load_calibration(judge) for name, judge in self.judges.items()}
-        # figures that were n/a are measured once their weights or packages are there
-        self.present = [name for name in cards() if find(name)] + [name for name in EXTRAS if find_spec(name)]
+        # figures that were n/a are measured once their weights or packages are there; no method of ours measures
+        measuring = [name for name, found in cards().items() if all(source.kind != "own" for source in found.sources)]
+        self.present = [*filter(find, measuring), *filter(find_spec, EXTRAS)]
         self.rows: list[dict[str, Any]] = []
         self.faces: dict[str, dict[str, Any]] = {}
         self.failures: list[dict[str, str]] = []
