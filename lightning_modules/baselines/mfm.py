@@ -9,7 +9,7 @@ recogniser's features, by SDN's two bounds, Barber and Agakov's and CLUB; the re
 triplet tells from the first step where CLUB is to lead, and a head reads the password, as SDN's do; the weight of
 recovery grows, as FIT's does here. What SDN has beyond it is left out: no feature extractor of its own, no cycle
 (nothing is hidden again), no texture, no avalanche, so that a wrong bit is a small mistake. Shrunk, for a CPU: 64 px, a
-narrow generator, 1,200 and 1,000 steps.
+narrow generator, 1,200 and 700 steps.
 
 It recovers from the saved picture, the password and the attributes. The 16 bits are no secret, as FIT's are not.
 """
