@@ -43,7 +43,7 @@ def labels(face: FaceBatch, count: int) -> Float[Tensor, "batch count"]:
         ValueError: If the faces have fewer.
     """
     if (found := face.attributes.shape[1]) < count:
-        raise ValueError(f"expected {count} attributes a face, got {found}; give the data set labels")
+        raise ValueError(f"expected {count} attributes a face, got {found}; give the data set labels, or ask for none")
     return face.attributes[:, :count]
 
 

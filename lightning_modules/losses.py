@@ -17,14 +17,19 @@ Codes = Float[Tensor, "batch dim"]
 Image = Float[Tensor, "batch 3 height width"]
 
 
-def weighted_sum(terms: Mapping[str, Tensor], weights: Any) -> Tensor:
+def weighted_sum(terms: Mapping[str, Tensor], weights: Any, partial: bool = False) -> Tensor:
     """``Σ weight · term`` over terms of the same names as the fields of the dataclass ``weights``.
 
+    Args:
+        terms: Each term by its name.
+        weights: Their weights.
+        partial: Let weights be without a term, as in a first stage.
+
     Raises:
-        ValueError: If a term has no weight or a weight no term.
+        ValueError: If a term has no weight or, unless ``partial``, a weight no term.
     """
     numbers = dataclasses.asdict(weights)
-    if missing := set(terms) ^ set(numbers):
+    if missing := set(terms) - set(numbers) if partial else set(terms) ^ set(numbers):
         raise ValueError(f"loss terms and weights must have the same names; unmatched: {', '.join(sorted(missing))}")
     return sum(numbers[name] * term for name, term in terms.items())
 

@@ -153,7 +153,8 @@ class TrainingSteps(L.LightningModule):
         if counts and self.decay:
             schedulers = self.lr_schedulers()
             for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
-                scheduler.step()
+                if scheduler.optimizer.state:  # a first stage may leave some networks alone
+                    scheduler.step()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip, and see that gradients are numbers; under fp16 they have been scaled back by now.

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import LinearRecognizer, NoiseFaces
+from conftest import DetailRecognizer, NoiseFaces
 from torch import nn
 
 from datamodules.batch import face_batch
@@ -18,7 +18,7 @@ class FrozenRecognizer(Frozen):
 
     def __init__(self):
         super().__init__()
-        self.inner, self.scale = LinearRecognizer(), nn.Parameter(torch.ones(()))
+        self.inner, self.scale = DetailRecognizer(), nn.Parameter(torch.ones(()))
         self.freeze()
 
     def forward(self, images):

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import LinearRecognizer, NoiseFaces
+from conftest import DetailRecognizer, LinearRecognizer, NoiseFaces
 from torch.nn import functional as F
 
 from datamodules.batch import face_batch
@@ -14,17 +14,6 @@ from lightning_modules.networks.recognizers import MobileFaceNet
 from lightning_modules.networks.translator import Translator
 from lightning_modules.networks.views import codes_of, view
 from lightning_modules.sdn.texture import means, oval
-
-
-class DetailRecognizer(LinearRecognizer):
-    """One that sees more than the means of blocks, which stay."""
-
-    def __init__(self):
-        super().__init__()
-        self.basis = torch.randn(3 * 16 * 16, 512, generator=torch.Generator().manual_seed(2))
-
-    def forward(self, images):
-        return F.normalize(F.adaptive_avg_pool2d(images, 16).flatten(1) @ self.basis, dim=1)
 
 
 def small(recognizer=None, **options):
@@ -79,7 +68,8 @@ def test_a_face_depends_on_nobody_else_and_not_on_the_mode():
 
 
 def test_a_linear_layer_stands_for_constant_planes_under_reflection():
-    generator, image, numbers = Translator(planes=3, width=4, blocks=1), torch.rand(2, 3, 16, 16), torch.randn(2, 3)
+    generator = Translator(size=16, planes=3, width=4, blocks=1)
+    image, numbers = torch.rand(2, 3, 16, 16), torch.randn(2, 3)
     planes = numbers[:, :, None, None].expand(-1, -1, 16, 16)
     kernel = torch.randn(4, 3, 7, 7)
     generator.planes.weight.data = kernel.sum((2, 3))
@@ -94,6 +84,8 @@ def test_four_bits_are_one_class_of_sixteen():
     assert torch.equal(fours(keys)[:, 0] * 16 + fours(keys)[:, 1], torch.arange(256))
     with pytest.raises(ValueError, match="a multiple of 4, got 6"):
         small(key_bits=6)
+    with pytest.raises(ValueError, match="a multiple of 8, got 36"):
+        small(size=36)
 
 
 def test_strangers_are_at_right_angles():
@@ -232,3 +224,4 @@ def test_the_first_stage_paints_where_a_face_is_covered_and_asks_no_recogniser(q
         legs = method._painted(image, torch.ones(8, 8))
     assert torch.equal(legs.anonymized, legs.recovered)
     assert torch.equal(legs.anonymized[:, :, oval(32) == 0], image[:, :, oval(32) == 0])
+    assert (means(legs.anonymized) - means(image)).abs().mean() < 0.02  # those of the face, not of the covered one

@@ -20,6 +20,9 @@ def test_a_sum_needs_a_weight_for_each_term_and_a_term_for_each_weight():
     for terms in ({"near": one}, {"near": one, "far": one, "other": one}):
         with pytest.raises(ValueError, match="unmatched: (far|other)"):
             losses.weighted_sum(terms, Weights())
+    assert losses.weighted_sum({"far": one}, Weights(), partial=True) == 3
+    with pytest.raises(ValueError, match="unmatched: other"):
+        losses.weighted_sum({"far": one, "other": one}, Weights(), partial=True)
 
 
 def test_push_and_pull_are_complements_above_the_floor():

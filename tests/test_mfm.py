@@ -103,5 +103,8 @@ def test_the_first_stage_paints_where_a_face_is_covered_and_asks_no_recogniser(q
     method.recognizer = None
     trainer = quick_trainer(4, max_epochs=-1)
     trainer.fit(method, faces)
-    assert trainer.logged_metrics["train/reconstruct"] == trainer.logged_metrics["train/structure"] == 0
+    names = ("adversarial", "attributes", "layout", "password")
+    assert set(trainer.logged_metrics) == {f"train/{name}" for name in names}
+    with pytest.raises(ValueError, match="expected 2 attributes a face, got 0"):
+        quick_trainer(1).fit(method, NoiseFaces())
     assert {name for name, p in method.named_parameters() if torch.equal(before[name], p)} == estimators

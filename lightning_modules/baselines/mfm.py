@@ -9,7 +9,7 @@ recogniser's features, by SDN's two bounds, Barber and Agakov's and CLUB; the re
 triplet tells from the first step where CLUB is to lead, and a head reads the password, as SDN's do; the weight of
 recovery grows, as FIT's does here. What SDN has beyond it is left out: no feature extractor of its own, no cycle
 (nothing is hidden again), no texture, no avalanche, so that a wrong bit is a small mistake. Shrunk, for a CPU: 64 px, a
-narrow generator, 1,200 and 700 steps.
+narrow generator, 800 and 400 steps.
 
 It recovers from the saved picture, the password and the attributes. The 16 bits are no secret, as FIT's are not.
 """
@@ -37,7 +37,6 @@ from lightning_modules.optimization import TrainingSteps, seed_of
 from lightning_modules.processes import everyone, neighbours
 from lightning_modules.sdn.losses import club, gaussian_log_likelihood, layout, triplet
 from lightning_modules.sdn.networks import GaussianHead, PasswordHead
-from lightning_modules.sdn.texture import covered, oval
 
 
 @dataclass
@@ -91,7 +90,7 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
         start: Trained weights to start from: a checkpoint, safetensors or a card.
 
     Raises:
-        ValueError: If ``jpeg`` is no share.
+        ValueError: If ``size`` is no multiple of 8, or ``jpeg`` is no share.
     """
 
     fine = True  # recovery reads what the generator hid in single pixels
@@ -124,7 +123,7 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
         self.size, self.weights, self.learning_rate = size, weights, learning_rate
         self.warmup, self.first, self.jpeg, self.jpeg_quality = warmup, first, jpeg, jpeg_quality
         self.key_spec, self.attributes = KeySpec("bits", key_bits), attributes
-        self.generator = Translator(key_bits + attributes + 1, width, blocks)
+        self.generator = Translator(size, key_bits + attributes + 1, width, blocks)
         self.password_head = PasswordHead(width, key_bits)
         self.discriminator = FaceDiscriminator(size, discriminator_width or width, attributes)
         self.recovered_head, self.hidden_head = GaussianHead(features), GaussianHead(features)
@@ -141,8 +140,9 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
         """``G(x̃_a, [password; attributes], −1)``."""
         return self._made(face.image, self._factors(face, key), -1.0)
 
-    def _made(self, image: Image, factors: Tensor, direction: float) -> Image:
-        return self.generator(image, torch.cat([factors, factors.new_full((len(factors), 1), direction)], 1) / 2)
+    def _made(self, image: Image, factors: Tensor, direction: float, hidden: bool = False) -> Image:
+        planes = torch.cat([factors, factors.new_full((len(factors), 1), direction)], 1) / 2
+        return self.generator(image, planes, hidden)
 
     def _factors(self, face: FaceBatch, key: Tensor) -> Tensor:
         key = self.key_spec.check(key, len(face.image))
@@ -155,9 +155,10 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
         face = self.fit_size(batch)
         generator, discriminator, estimators = self.optimizers()
         right, other, wrong = (self.training_keys(self.key_spec, face.sample, leg) for leg in range(3))
-        asked = neighbours(face.attributes[:, : self.attributes])
+        asked = neighbours(labels(face, self.attributes))
         if self.first == "painter":
-            legs = self._painted(face.image, torch.cat([right, asked], 1))
+            made = self._made(face.image, torch.cat([right, asked], 1), +1.0, hidden=True)
+            legs = Legs(face.image, made, made, recovered=face.image, wrong=made)
         else:
             legs = self._legs(face.image, *(torch.cat([key, asked], 1) for key in (right, other, wrong)))
             codes = codes_of(self.recognizer, list(legs), seed_of(self.seed, self.global_step))
@@ -166,21 +167,14 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
         with self.turn_of(discriminator):
             self.descend(self._discriminator_loss(face, legs), discriminator, batch_idx)
         with self.turn_of(generator):
-            terms = self._looks(legs, asked)
+            terms = self._faces(legs, asked)
             read = self.password_head(legs.original, legs.anonymized).float()
             terms["password"] = F.binary_cross_entropy_with_logits(read, (right + 1) / 2)
-            if self.first == "painter":
-                loss = sum(getattr(self.weights, name) * term for name, term in terms.items())
-            else:
-                terms |= self._identity(*codes)
-                loss = weighted_sum(terms, self.weights)
+            if self.first is None:
+                terms |= self._identity(*codes) | self._recovery(legs)
+            loss = weighted_sum(terms, self.weights, partial=self.first is not None)
             self.descend(loss, generator, batch_idx, counts=True)
         self.log_terms({f"train/{name}": term for name, term in terms.items()})
-
-    def _painted(self, image: Image, factors: Tensor) -> Legs:
-        """What is painted where a face is covered, for all that a discriminator looks at; nothing is recovered."""
-        made = self._made(covered(image, oval(self.size).to(image)), factors, +1.0)
-        return Legs(image, made, made, recovered=image, wrong=made)
 
     def _legs(self, image: Image, right: Tensor, other: Tensor, wrong: Tensor) -> Legs:
         hidden = self._made(image.repeat(2, 1, 1, 1), torch.cat([right, other]), +1.0).chunk(2)
@@ -217,17 +211,22 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
             + alike(hidden, wrong),
         }
 
-    def _looks(self, legs: Legs, asked: Tensor) -> dict[str, Tensor]:
+    def _faces(self, legs: Legs, asked: Tensor) -> dict[str, Tensor]:
+        """How those look who are not the original."""
         judged = [self.discriminator(made) for made in (legs.anonymized, legs.wrong)]
         attributes = legs.original.new_zeros(())
         if self.attributes:
             attributes = F.binary_cross_entropy_with_logits(judged[0][1], (asked + 1) / 2)
         return {
-            "reconstruct": self._ramp() * F.l1_loss(legs.recovered, legs.original),
-            "structure": self._ramp() * ms_ssim_loss(legs.recovered, legs.original),
             "layout": layout(legs.anonymized, legs.original) + layout(legs.wrong, legs.original),
             "adversarial": sum((score - 1).square().mean() for score, _ in judged) / len(judged),
             "attributes": attributes,
+        }
+
+    def _recovery(self, legs: Legs) -> dict[str, Tensor]:
+        return {
+            "reconstruct": self._ramp() * F.l1_loss(legs.recovered, legs.original),
+            "structure": self._ramp() * ms_ssim_loss(legs.recovered, legs.original),
         }
 
     def _ramp(self) -> float:

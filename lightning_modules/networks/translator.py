@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_modules.sdn.texture import oval, painted
+from lightning_modules.sdn.texture import covered, oval, painted
 
 
 class Translator(nn.Module):
@@ -24,17 +24,19 @@ class Translator(nn.Module):
     numbers stands for them, at a sixth of the cost.
 
     Args:
+        size: Pixels of a picture, a multiple of 8.
         planes: Numbers beside the picture.
         width: Channels of the first layer; doubled twice.
         blocks: Residual blocks.
 
     Example:
-        >>> Translator(planes=4, width=8, blocks=1)(torch.zeros(2, 3, 32, 32), torch.ones(2, 4)).shape
+        >>> Translator(size=32, planes=4, width=8, blocks=1)(torch.zeros(2, 3, 32, 32), torch.ones(2, 4)).shape
         torch.Size([2, 3, 32, 32])
     """
 
-    def __init__(self, planes: int, width: int = 64, blocks: int = 9) -> None:
+    def __init__(self, size: int, planes: int, width: int = 64, blocks: int = 9) -> None:
         super().__init__()
+        self.register_buffer("window", oval(size), persistent=False)
         self.stem = _convolution(3, width, 7)
         self.planes = nn.Linear(planes, width, bias=False)
         self.downs = nn.ModuleList(_convolution(width << at, width << (at + 1), 3, stride=2) for at in range(2))
@@ -49,17 +51,27 @@ class Translator(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(
-        self, image: Float[Tensor, "batch 3 size size"], numbers: Float[Tensor, "batch planes"]
+        self,
+        image: Float[Tensor, "batch 3 size size"],
+        numbers: Float[Tensor, "batch planes"],
+        hidden: bool = False,
     ) -> Float[Tensor, "batch 3 size size"]:
-        """What becomes of pictures in [-1, 1], whose sides are multiples of 8; it stays there."""
-        x = F.leaky_relu(self.stem(image) + self.planes(numbers)[:, :, None, None], 0.1)
+        """What becomes of pictures in [-1, 1]; it stays there.
+
+        Args:
+            image: The pictures.
+            numbers: A plane each.
+            hidden: Show the network no more of the oval than is painted over.
+        """
+        seen = covered(image, self.window) if hidden else image
+        x = F.leaky_relu(self.stem(seen) + self.planes(numbers)[:, :, None, None], 0.1)
         for down in self.downs:
             x = F.leaky_relu(down(x), 0.1)
         for block in self.blocks:
             x = block(x)
         for up in self.ups:
             x = F.leaky_relu(up(F.interpolate(x, scale_factor=2.0)), 0.1)
-        return painted(image, self.out(x), oval(image.shape[-1]).to(image))
+        return painted(image, self.out(x), self.window)
 
 
 def _convolution(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:

@@ -307,14 +307,13 @@ class SDN(TrainingSteps, ReversibleAnonymizer):
                 "triplet": _far(original, one) + _far(one, two),
                 "diversity": self._sameness(face.image, *painted),
             }
-            weighted = sum(getattr(self.weights, name) * term for name, term in terms.items())
-            self.descend(weighted, generator, batch_idx, counts=True)
+            self.descend(weighted_sum(terms, self.weights, partial=True), generator, batch_idx, counts=True)
         return terms | {"discriminator": judged}
 
     def _draw_factors(self, face: FaceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Right factors, another password's, wrong ones, and the attributes asked of the face (another one's)."""
         right, other = (self.training_keys(self.key_spec, face.sample, leg) for leg in (0, 1))
-        own = face.attributes[:, : self.attributes]
+        own = labels(face, self.attributes)
         asked = neighbours(own)
         factors, others = torch.cat([right, asked], 1), torch.cat([other, asked], 1)
         # the first two decide near or strange, bit or attribute; the largest of the others says which one

@@ -26,7 +26,12 @@ def oval(side: int) -> Float[Tensor, "side side"]:
     """Blocks of an aligned crop that hold the face: 1, and 0 around it, which then stays bit for bit (ours).
 
     It needs no network and is the same for every picture, so that recovery has it too.
+
+    Raises:
+        ValueError: If ``side`` is no multiple of 8.
     """
+    if side % CELLS:
+        raise ValueError(f"the side of a picture must be a multiple of {CELLS}, got {side}")
     ticks = (torch.arange(CELLS) + 0.5) / CELLS
     x, y = (ticks - CENTRE[0]) / AXES[0], (ticks - CENTRE[1]) / AXES[1]
     inside = x[None].square() + y[:, None].square() < 1
@@ -122,14 +127,17 @@ def with_means_of(
 
 
 def covered(image: Float[Tensor, "batch 3 h w"], window: Float[Tensor, "h w"]) -> Float[Tensor, "batch 3 h w"]:
-    """Pictures whose window shows no more than the means of blocks."""
+    """Pictures whose window shows no more than the means of blocks; where these change much, it goes beyond ±1."""
     return torch.where(window > 0, blurred(image), image)
 
 
 def painted(
     image: Float[Tensor, "batch 3 h w"], paint: Float[Tensor, "batch 3 h w"], window: Float[Tensor, "h w"]
 ) -> Float[Tensor, "batch 3 h w"]:
-    """Paint over a covered window; the means of blocks stay, and what is around stays bit for bit (ours)."""
+    """Paint over a covered window (ours).
+
+    The means of blocks stay, but for what is clipped; what is around stays bit for bit.
+    """
     made = with_means_of(image, covered(image, window) + paint.float())
     return torch.where(window > 0, made.clamp(-1, 1), image)
 
