@@ -7,8 +7,8 @@ from datamodules.batch import face_batch
 from lightning_modules.baselines.a3gan import A3GAN, A3GANWeights, SuppressiveConv
 from lightning_modules.keys import KeyRing
 from lightning_modules.losses import push_apart, weighted_sum
+from lightning_modules.networks.blocks import means
 from lightning_modules.networks.frozen import Frozen
-from lightning_modules.sdn.texture import means
 
 
 class FrozenRecognizer(Frozen):

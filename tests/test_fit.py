@@ -10,10 +10,10 @@ from lightning_modules.baselines.fit import FIT, FITWeights, Legs, alike, fours
 from lightning_modules.carriers import quantize
 from lightning_modules.keys import KeyRing, KeySpec
 from lightning_modules.losses import weighted_sum
+from lightning_modules.networks.blocks import means, oval
 from lightning_modules.networks.recognizers import MobileFaceNet
 from lightning_modules.networks.translator import Translator
 from lightning_modules.networks.views import codes_of, view
-from lightning_modules.sdn.texture import means, oval
 
 
 def small(recognizer=None, **options):

@@ -9,6 +9,7 @@ from datamodules.batch import face_batch
 from lightning_modules.anonymizer import RoundTrip
 from lightning_modules.keys import KeyRing, KeySpec
 from lightning_modules.losses import weighted_sum
+from lightning_modules.networks.blocks import means, with_means_of
 from lightning_modules.sdn import SDN, SDNWeights, losses, texture
 from lightning_modules.sdn.module import Legs
 from lightning_modules.sdn.networks import GaussianHead
@@ -210,7 +211,7 @@ def test_two_passwords_are_to_differ_as_much_as_two_people():
 def test_the_two_people_are_put_where_the_face_is():
     torch.manual_seed(0)
     method, image = small(window=True, weights=SDNWeights(diversity=1.0)), torch.rand(4, 3, 64, 64) * 2 - 1
-    placed = [method._within(image, texture.with_means_of(image, image.roll(shift, 0))) for shift in (1, 2)]
+    placed = [method._within(image, with_means_of(image, image.roll(shift, 0))) for shift in (1, 2)]
     torch.testing.assert_close(method._sameness(image, *placed), torch.tensor(0.0), atol=1e-6, rtol=0)
     assert method._sameness(image, placed[0], placed[0]) == 1
 
@@ -304,14 +305,14 @@ def test_block_means_stay_whatever_is_painted():
     method = awake(small()).eval()
     image = torch.rand(2, 3, 64, 64) - 0.5
     painted = method._paint(image, torch.ones(2, 8))
-    torch.testing.assert_close(texture.means(painted), texture.means(image), atol=1e-2, rtol=0)
+    torch.testing.assert_close(means(painted), means(image), atol=1e-2, rtol=0)
     assert not torch.isclose(painted, image)[:, :, method.window > 0].any(1).all()
 
 
 def test_block_means_are_lifted_without_edges():
     ramp = torch.linspace(-0.5, 0.5, 64).expand(1, 3, 64, 64)
-    made = texture.with_means_of(ramp, torch.zeros_like(ramp))
-    torch.testing.assert_close(texture.means(made), texture.means(ramp), atol=1e-5, rtol=0)
+    made = with_means_of(ramp, torch.zeros_like(ramp))
+    torch.testing.assert_close(means(made), means(ramp), atol=1e-5, rtol=0)
     steps = (made[..., 1:] - made[..., :-1]).abs()  # by blocks alone, 1/8 at each edge
     assert steps[..., 8:-8].max() < 0.04
 
@@ -320,11 +321,11 @@ def test_codes_and_pictures_are_two_views_of_the_same():
     blocks = texture.BlockCosines(64)
     code = torch.randn(2, blocks.depth, 8, 8)
     torch.testing.assert_close(blocks(blocks.picture(code)), code, atol=1e-4, rtol=0)
-    assert texture.means(blocks.picture(code)).abs().max() < 1e-4
+    assert means(blocks.picture(code)).abs().max() < 1e-4
     assert blocks.depth == 40
     whole = texture.BlockCosines(64, luma=63, chroma=63)
     image = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(whole.picture(whole(image)) + texture.means(image), image, atol=1e-4, rtol=0)
+    torch.testing.assert_close(whole.picture(whole(image)) + means(image), image, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -333,7 +334,7 @@ def test_a_texture_carries_a_code_in_brightness_whatever_happens_to_colours(size
     code = torch.randn(2, blocks.depth, 8, 8)
     made = blocks.texture(code)
     assert (made.std(1) < 1e-6).all()  # gray
-    assert texture.means(made).abs().max() < 1e-5
+    assert means(made).abs().max() < 1e-5
     assert made.square().mean() / blocks.picture(code).square().mean() == pytest.approx(1, abs=0.2)
     red = torch.randn(2, 1, size, size)
     coloured = made + torch.cat([1.402 * red, -0.714136 * red, 0 * red], 1)  # Cr alone

@@ -28,12 +28,12 @@ from datamodules.batch import FaceBatch, labels
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer
 from lightning_modules.keys import KeySpec
 from lightning_modules.losses import push_apart, weighted_sum
+from lightning_modules.networks.blocks import covered, oval, painted
 from lightning_modules.networks.discriminators import FaceDiscriminator, lazy_penalty
 from lightning_modules.networks.views import codes_of
 from lightning_modules.optimization import TrainingSteps, seed_of
 from lightning_modules.sdn.losses import layout
 from lightning_modules.sdn.networks import STYLE, Decoder, stages
-from lightning_modules.sdn.texture import covered, oval, painted
 
 OPEN = 2.0  # gates before training, as logits: nine tenths pass
 

@@ -26,12 +26,12 @@ from datamodules.batch import FaceBatch
 from lightning_modules.anonymizer import Image, ReversibleAnonymizer
 from lightning_modules.keys import KeySpec
 from lightning_modules.losses import feature_distance, weighted_sum
+from lightning_modules.networks.blocks import oval
 from lightning_modules.networks.discriminators import FaceDiscriminator, lazy_penalty
 from lightning_modules.networks.token_transformer import TokenTransformer
 from lightning_modules.networks.vqgan import Codebook, Decoder, Encoder
 from lightning_modules.optimization import TrainingSteps, seed_of
 from lightning_modules.paste import paste
-from lightning_modules.sdn.texture import oval
 
 DIM = 32  # of a code
 SHUFFLED = 4.5  # of the noise on how sure tokens are, which fades over the rounds (MaskGIT)

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_modules.sdn.texture import covered, oval, painted
+from lightning_modules.networks.blocks import covered, oval, painted
 
 
 class Translator(nn.Module):

@@ -25,6 +25,7 @@ from lightning_modules.anonymizer import Image, ReversibleAnonymizer
 from lightning_modules.carriers import send_straight
 from lightning_modules.keys import KeySpec
 from lightning_modules.losses import ms_ssim_loss, weighted_sum
+from lightning_modules.networks.blocks import blurred, means, oval, with_means_of
 from lightning_modules.networks.discriminators import FaceDiscriminator, lazy_penalty
 from lightning_modules.optimization import TrainingSteps
 from lightning_modules.processes import everyone, neighbours
@@ -39,7 +40,7 @@ from lightning_modules.sdn.networks import (
     stages,
 )
 from lightning_modules.sdn.sefa import style_directions
-from lightning_modules.sdn.texture import BlockCosines, blurred, hashed, means, oval, turned, with_means_of
+from lightning_modules.sdn.texture import BlockCosines, hashed, turned
 
 SURE = 4.0  # before training, detail is doubted by 2 %
 LOUDEST = 4.0  # of a code: one value in ten thousand is louder, and what wrong factors leave
