@@ -17,8 +17,8 @@ class Translator(nn.Module):
     branches alone, and are each picture's own. Batch norm would let a face depend on its batch; an instance norm behind
     the first convolution takes away what a constant plane adds, and the password with it. What is found is painted
     over the block means of an oval, which stay as the picture around it does, and is nothing before training. Added to
-    the picture at hand it had, after 500 steps, become stripes of a few grey levels that no longer were the same person
-    to the recogniser of the loss, and to nobody else.
+    the picture at hand it had, after 458 steps of FIT, become stripes of a few grey levels: the recogniser of the loss
+    saw strangers, and dlib 57 of 64 validation people as they were, who came back at 37 dB.
 
     Under reflection padding a convolution of constant planes adds one number to each channel, so a linear layer of the
     numbers stands for them, at a sixth of the cost.
