@@ -133,7 +133,7 @@ class _Run:
             for name, spec in plan.judges.items()
         }
         self.thresholds = {name: load_calibration(judge) for name, judge in self.judges.items()}
-        # figures that were n/a are measured once their weights or packages are there; no method of ours measures
+        # figures that were n/a are measured once their weights or packages come; methods of ours measure nothing
         measuring = [name for name, found in cards().items() if all(source.kind != "own" for source in found.sources)]
         self.present = [*filter(find, measuring), *filter(find_spec, EXTRAS)]
         self.rows: list[dict[str, Any]] = []

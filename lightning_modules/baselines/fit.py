@@ -181,7 +181,7 @@ class FIT(TrainingSteps, ReversibleAnonymizer):
 
     def _painted(self, image: Image, key: Tensor) -> Legs:
         """What is painted where a face is covered, for all that a discriminator looks at."""
-        made = self.generator(image, key / 2, hidden=True)
+        made = self.generator(image, key / 2, blind=True)
         return Legs(image, *[made] * 5)
 
     def _legs(self, image: Image, right: Tensor, other: Tensor, wrong: Tensor, wrong_again: Tensor) -> Legs:

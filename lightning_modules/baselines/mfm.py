@@ -140,9 +140,9 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
         """``G(x̃_a, [password; attributes], −1)``."""
         return self._made(face.image, self._factors(face, key), -1.0)
 
-    def _made(self, image: Image, factors: Tensor, direction: float, hidden: bool = False) -> Image:
+    def _made(self, image: Image, factors: Tensor, direction: float, blind: bool = False) -> Image:
         planes = torch.cat([factors, factors.new_full((len(factors), 1), direction)], 1) / 2
-        return self.generator(image, planes, hidden)
+        return self.generator(image, planes, blind)
 
     def _factors(self, face: FaceBatch, key: Tensor) -> Tensor:
         key = self.key_spec.check(key, len(face.image))
@@ -157,7 +157,7 @@ class MfM(TrainingSteps, ReversibleAnonymizer):
         right, other, wrong = (self.training_keys(self.key_spec, face.sample, leg) for leg in range(3))
         asked = neighbours(labels(face, self.attributes))
         if self.first == "painter":
-            made = self._made(face.image, torch.cat([right, asked], 1), +1.0, hidden=True)
+            made = self._made(face.image, torch.cat([right, asked], 1), +1.0, blind=True)
             legs = Legs(face.image, made, made, recovered=face.image, wrong=made)
         else:
             legs = self._legs(face.image, *(torch.cat([key, asked], 1) for key in (right, other, wrong)))

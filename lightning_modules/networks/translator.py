@@ -17,8 +17,7 @@ class Translator(nn.Module):
     branches alone, and are each picture's own. Batch norm would let a face depend on its batch; an instance norm behind
     the first convolution takes away what a constant plane adds, and the password with it. What is found is painted
     over the block means of an oval, which stay as the picture around it does, and is nothing before training. Added to
-    the picture at hand it had, after 458 steps of FIT, become stripes of a few grey levels: the recogniser of the loss
-    saw strangers, and dlib 57 of 64 validation people as they were, who came back at 37 dB.
+    the picture at hand it became stripes of a few grey levels, by which the recogniser of the loss alone was deceived.
 
     Under reflection padding a convolution of constant planes adds one number to each channel, so a linear layer of the
     numbers stands for them, at a sixth of the cost.
@@ -54,16 +53,16 @@ class Translator(nn.Module):
         self,
         image: Float[Tensor, "batch 3 size size"],
         numbers: Float[Tensor, "batch planes"],
-        hidden: bool = False,
+        blind: bool = False,
     ) -> Float[Tensor, "batch 3 size size"]:
         """What becomes of pictures in [-1, 1]; it stays there.
 
         Args:
             image: The pictures.
             numbers: A plane each.
-            hidden: Show the network no more of the oval than is painted over.
+            blind: Show the network no more of the oval than is painted over.
         """
-        seen = covered(image, self.window) if hidden else image
+        seen = covered(image, self.window) if blind else image
         x = F.leaky_relu(self.stem(seen) + self.planes(numbers)[:, :, None, None], 0.1)
         for down in self.downs:
             x = F.leaky_relu(down(x), 0.1)
